@@ -1,0 +1,318 @@
+/*
+NVFP4: 4-bit floats that share scales. A matrix is stored in three parts; an element comes back as
+
+    x  =  value(code)   *   block_scale          *   tensor_scale
+          4 bits, E2M1      8 bits, E4M3,            32 bits, FP32,
+                            one per 16 along K       one per matrix
+
+Why two levels: E2M1 spans only 0.5 to 6, so a block needs its own scale; an 8-bit scale spans only
+2^-9 to 448, so the matrix needs one too. In this file "scale" always multiplies towards real
+numbers; the factor in the other direction is called "inverse".
+
+The rules, in the order of the file (source: "Pretraining Large Language Models with NVFP4", arXiv
+2509.25149, appendix B; order of operations as in TransformerEngine 2.14 and later):
+
+    amax          = max |x| over the matrix
+    inverse       = min(2688 / amax, FLT_MAX), or 1 if amax is 0      2688 = 6 * 448, the largest
+    tensor_scale  = 1 / inverse                                       value(code) * block_scale
+    block_scale   = E4M3(block_amax * (inverse * (1/6)))
+    block_inverse = min(1 / (block_scale * tensor_scale), FLT_MAX)
+    code          = E2M1(x * block_inverse), to nearest or stochastically
+
+Plain C11 that nvcc also compiles for the device. The same input gives the same bits in both;
+dev/test proves it for every float. To keep it true: no product feeds a sum (a compiler would fuse
+the two and round once instead of twice), and the order of operations is part of the format, not a
+matter of taste.
+*/
+#ifndef LLMC_NVFP4_H
+#define LLMC_NVFP4_H
+
+#include <math.h>
+#include "bits.h"
+#include "random.h"
+
+#define NVFP4_BLOCK 16                  // elements along K that share a block scale
+#define NVFP4_LARGEST_PRODUCT 2688.0f   // largest code value 6 times largest block scale 448
+
+// ---------------------------------------------------------------------------------------------
+// E2M1, the 4-bit element: sign, 2 exponent bits, 1 mantissa bit
+
+// Codes 0..7 are 0, 0.5, 1, 1.5, 2, 3, 4, 6; bit 3 is the sign.
+HOST_DEVICE static inline float e2m1_to_float(uint8_t code) {
+    int e = (code >> 1) & 3, m = code & 1;
+    int halves = (e == 0) ? m : (2 + m) << (e - 1);     // the value in units of 0.5
+    float x = 0.5f * (float)halves;
+    return (code & 8) ? -x : x;
+}
+
+// Nearest code; ties go to the even code, which is why > and >= alternate at the midpoints. Values
+// beyond 6 saturate. NaN gives +6 whatever its sign, as the hardware does; the quantizers never let
+// it come to that (see nvfp4_quantize).
+HOST_DEVICE static inline uint8_t e2m1_from_float(float x) {
+    if (x != x) { return 7; }
+    float a = fabsf(x);
+    int code = (a >  0.25f) + (a >= 0.75f) + (a >  1.25f) + (a >= 1.75f)
+             + (a >  2.5f)  + (a >= 3.5f)  + (a >  5.0f);
+    return (uint8_t)(code | (int)(float_bits(x) >> 31) << 3);
+}
+
+// Stochastic rounding: up with the probability of the position between the two neighbours, in steps
+// of 1/256. `random` is a byte, 0..255. The position is an 8-bit fixed-point fraction; adding the
+// random byte carries into the next code exactly `fraction` times in 256.
+// A value on the grid stays; the expected value is at most 1/256 of a gap too small, because digits
+// behind the eighth are cut off.
+HOST_DEVICE static inline uint8_t e2m1_from_float_stochastic(float x, uint32_t random) {
+    if (x != x) { return 7; }
+    float a = fabsf(x);
+    uint32_t code;
+    if (a >= 6.0f) {
+        code = 7;
+    } else {
+        // within each range the codes are equally spaced: 0.5 apart below 2, 1 below 4, 2 below 6
+        float steps_of_256 = a < 2.0f ? 512.0f : a < 4.0f ? 256.0f : 128.0f;
+        uint32_t base      = a < 2.0f ? 0u     : a < 4.0f ? 2u     : 4u;
+        uint32_t fixed = (uint32_t)(a * steps_of_256);          // the multiplication is exact
+        code = base + (fixed >> 8) + (((fixed & 255u) + random) >> 8);
+    }
+    return (uint8_t)(code | (float_bits(x) >> 31) << 3);
+}
+
+// Two codes to a byte: the even-numbered element in the low nibble.
+HOST_DEVICE static inline uint8_t e2m1_pack(uint8_t even, uint8_t odd) {
+    return (uint8_t)(even | odd << 4);
+}
+
+// ---------------------------------------------------------------------------------------------
+// E4M3, the 8-bit block scale: sign, 4 exponent bits (bias 7), 3 mantissa bits; no infinity
+
+// Subnormals count in units of 2^-9; 0x7f and 0xff are NaN; the largest value is 448 (0x7e).
+HOST_DEVICE static inline float e4m3_to_float(uint8_t byte) {
+    uint32_t e = (byte >> 3) & 15u, m = byte & 7u;
+    float x;
+    if ((byte & 0x7f) == 0x7f) {
+        x = bits_float(0x7fc00000u);
+    } else if (e == 0) {
+        x = (float)m * (1.0f / 512.0f);
+    } else {
+        x = bits_float((e + 120u) << 23 | m << 20);
+    }
+    return (byte & 0x80) ? -x : x;
+}
+
+// Nearest E4M3, ties to even, saturating at 448. NaN gives NaN.
+HOST_DEVICE static inline uint8_t e4m3_from_float(float x) {
+    uint8_t sign = (uint8_t)(float_bits(x) >> 31 << 7);
+    if (x != x) { return (uint8_t)(sign | 0x7f); }
+    float a = fminf(fabsf(x), 448.0f);
+    int e = (int)(float_bits(a) >> 23) - 127;           // floor(log2 a)
+    if (e < -6) { e = -6; }                             // subnormals share the exponent of 2^-6
+    float ulp = bits_float((uint32_t)(e - 3 + 127) << 23);
+    int significand = (int)rintf(a / ulp);              // 0..16; dividing by a power of two is exact
+    return (uint8_t)(sign | (((e + 6) << 3) + significand));    // 16 carries into the exponent
+}
+
+// ---------------------------------------------------------------------------------------------
+// Scales
+
+// What a quantizer needs to know of the whole matrix. Made from amax alone, so whoever agrees on amax
+// agrees on all of it.
+typedef struct {
+    float scale;                // towards real numbers
+    float inverse_by_6;         // turns a block's amax into its block scale
+} Nvfp4TensorScale;
+
+HOST_DEVICE static inline Nvfp4TensorScale nvfp4_tensor_scale(float amax) {
+    float inverse = amax == 0.0f ? 1.0f : fminf(NVFP4_LARGEST_PRODUCT / amax, FLOAT_LARGEST);
+    Nvfp4TensorScale s;
+    s.scale = 1.0f / inverse;
+    s.inverse_by_6 = inverse * (1.0f / 6.0f);
+    return s;
+}
+
+HOST_DEVICE static inline uint8_t nvfp4_block_scale(float block_amax, Nvfp4TensorScale tensor) {
+    return e4m3_from_float(fminf(block_amax * tensor.inverse_by_6, FLOAT_LARGEST));
+}
+
+// Block scale 0 (a block 450,000 times smaller than the matrix's amax) gives FLT_MAX: its codes become
+// +-6, but the block still decodes to 0.
+HOST_DEVICE static inline float nvfp4_block_inverse(uint8_t block_scale, Nvfp4TensorScale tensor) {
+    return fminf(1.0f / (e4m3_to_float(block_scale) * tensor.scale), FLOAT_LARGEST);
+}
+
+// The factor that turns a GEMM of two matrices' (code value * block scale) into real numbers: the
+// product of both tensor scales, computed from the two amaxes in this order.
+HOST_DEVICE static inline float nvfp4_alpha(float amax_a, float amax_b) {
+    return (amax_a * amax_b) * (1.0f / (NVFP4_LARGEST_PRODUCT * NVFP4_LARGEST_PRODUCT));
+}
+
+// ---------------------------------------------------------------------------------------------
+// A quantized matrix, and where its parts lie
+
+// rows and cols are multiples of 16; cols is the dimension that a GEMM contracts.
+typedef struct {
+    int rows, cols;
+    uint8_t* codes;             // (rows, cols / 2), two codes to a byte
+    uint8_t* block_scales;      // nvfp4_scales_size bytes in the order of nvfp4_scale_offset
+    float* amax;                // (1)
+} Nvfp4Matrix;
+
+HOST_DEVICE static inline size_t nvfp4_codes_size(size_t rows, size_t cols) {
+    return rows * cols / 2;
+}
+
+// Scale bytes including padding, which must be zero: the tensor cores read whole tiles.
+HOST_DEVICE static inline size_t nvfp4_scales_size(size_t rows, size_t cols) {
+    size_t row_tiles = (rows + 127) / 128;
+    size_t block_tiles = (cols / NVFP4_BLOCK + 3) / 4;
+    return row_tiles * block_tiles * 512;
+}
+
+// Where the scale of (row, block) lives. The FP4 tensor cores read scales in tiles of 128 rows x 4
+// blocks, 512 bytes each, tiles row-major (cuBLAS documentation, "1D block scaling factors layout").
+// Inside a tile the 128 rows are folded four-wide:
+//
+//   byte:      0  1  2  3 | 4  5  6  7 | 8  9 10 11 |12 13 14 15
+//   line r:    row r      | row r+32   | row r+64   | row r+96      r = 0..31, 4 blocks of each
+//
+// The emulated path uses the same layout although it would not need to: the quantizer then does not
+// know who will read its output, and one test covers both.
+HOST_DEVICE static inline size_t nvfp4_scale_offset(size_t row, size_t block, size_t cols) {
+    size_t block_tiles = (cols / NVFP4_BLOCK + 3) / 4;
+    size_t tile = (row / 128) * block_tiles + block / 4;
+    return tile * 512 + (row % 32) * 16 + (row % 128) / 32 * 4 + block % 4;
+}
+
+// ---------------------------------------------------------------------------------------------
+// How to quantize
+
+// Which random bytes a matrix draws. `tag` is layer * 16 + operand, so that no two operands share
+// numbers; `step` counts micro-batches over the whole run.
+typedef struct {
+    int stochastic;             // 0: to nearest, and the rest is not read
+    uint64_t seed;
+    uint32_t tag, step;
+} Nvfp4Rounding;
+
+// The 16 random bytes of one block of 16: byte j % 4 (from the low end) of word j / 4 belongs to
+// element j. `block` counts along the rows of the whole matrix: row * (cols / 16) + column / 16. So
+// the bits depend on (seed, step, operand, element) and nothing else: not on launch shape, GPU or
+// number of GPUs. This also makes resume exact, since there is no generator state to save.
+HOST_DEVICE static inline Philox nvfp4_random_bytes(Nvfp4Rounding rounding, uint64_t block) {
+    return philox4x32(rounding.seed, (uint32_t)block, (uint32_t)(block >> 32), rounding.tag,
+                      rounding.step);
+}
+
+HOST_DEVICE static inline uint32_t nvfp4_random_byte(Philox bytes, int element) {
+    return bytes.word[element / 4] >> (8 * (element % 4)) & 255u;
+}
+
+// ---------------------------------------------------------------------------------------------
+// The reference quantizer (host): short rather than fast, and what llmc/quantize.cuh must equal
+
+// Largest |x| of n values, as bits; FLOAT_INFINITY_BITS or more says that one is not finite.
+static inline uint32_t nvfp4_amax_bits(const float* x, size_t n) {
+    uint32_t amax = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t a = float_abs_bits(x[i]);
+        amax = a > amax ? a : amax;
+    }
+    return amax;
+}
+
+// Quantizes 16 consecutive elements of a row whose block scale is known.
+static inline void nvfp4_quantize_block(uint8_t* codes /* (8) */, const float* x /* (16) */,
+                                        float block_inverse, Nvfp4Rounding rounding, uint64_t block) {
+    uint8_t code[NVFP4_BLOCK];
+    if (rounding.stochastic) {
+        Philox bytes = nvfp4_random_bytes(rounding, block);
+        for (int j = 0; j < NVFP4_BLOCK; j++) {
+            code[j] = e2m1_from_float_stochastic(x[j] * block_inverse, nvfp4_random_byte(bytes, j));
+        }
+    } else {
+        for (int j = 0; j < NVFP4_BLOCK; j++) { code[j] = e2m1_from_float(x[j] * block_inverse); }
+    }
+    for (int j = 0; j < NVFP4_BLOCK; j += 2) { codes[j / 2] = e2m1_pack(code[j], code[j + 1]); }
+}
+
+// Quantizes x (rows, cols), BF16 values in row-major order, with one scale per block_rows x 16
+// elements: block_rows is 1, or 16 for weights. A 16x16 tile's scale byte is written for each of its
+// rows, so that readers need not know which it was.
+//
+// The weight is quantized in 16x16 tiles, not in 1x16 rows: forward uses W, backward uses W^T, and
+// with square tiles both see the same numbers. With rows, backward would differentiate a slightly
+// different network from the one that ran forward.
+//
+// Returns 0; or -1 if an element is Inf or NaN, and then only *out->amax, not finite either, is set.
+static inline int nvfp4_quantize(Nvfp4Matrix* out, const float* x, int block_rows,
+                                 Nvfp4Rounding rounding) {
+    size_t rows = (size_t)out->rows, cols = (size_t)out->cols, blocks = cols / NVFP4_BLOCK;
+    uint32_t amax = 0;
+    #pragma omp parallel for reduction(max : amax)
+    for (size_t row = 0; row < rows; row++) {
+        uint32_t row_amax = nvfp4_amax_bits(x + row * cols, cols);
+        amax = row_amax > amax ? row_amax : amax;
+    }
+    *out->amax = bits_float(amax);
+    if (amax >= FLOAT_INFINITY_BITS) { return -1; }
+    Nvfp4TensorScale tensor = nvfp4_tensor_scale(*out->amax);
+    memset(out->block_scales, 0, nvfp4_scales_size(rows, cols));
+
+    #pragma omp parallel for
+    for (size_t top = 0; top < rows; top += (size_t)block_rows) {
+        for (size_t block = 0; block < blocks; block++) {
+            uint32_t block_amax = 0;
+            for (size_t row = top; row < top + (size_t)block_rows; row++) {
+                uint32_t a = nvfp4_amax_bits(x + row * cols + block * NVFP4_BLOCK, NVFP4_BLOCK);
+                block_amax = a > block_amax ? a : block_amax;
+            }
+            uint8_t block_scale = nvfp4_block_scale(bits_float(block_amax), tensor);
+            float block_inverse = nvfp4_block_inverse(block_scale, tensor);
+            for (size_t row = top; row < top + (size_t)block_rows; row++) {
+                out->block_scales[nvfp4_scale_offset(row, block, cols)] = block_scale;
+                size_t index = row * blocks + block;
+                nvfp4_quantize_block(out->codes + index * (NVFP4_BLOCK / 2), x + index * NVFP4_BLOCK,
+                                     block_inverse, rounding, index);
+            }
+        }
+    }
+    return 0;
+}
+
+// out = the transpose, same codes and scales: only for a matrix quantized in 16x16 tiles, whose scales
+// mean the same in both directions. out's buffers are those of a (cols, rows) matrix.
+static inline void nvfp4_transpose(Nvfp4Matrix* out, const Nvfp4Matrix* in) {
+    size_t rows = (size_t)in->rows, cols = (size_t)in->cols;
+    *out->amax = *in->amax;
+    memset(out->block_scales, 0, nvfp4_scales_size(cols, rows));
+    #pragma omp parallel for
+    for (size_t col = 0; col < cols; col++) {
+        for (size_t row = 0; row < rows; row += 2) {
+            uint8_t even = in->codes[(row * cols + col) / 2] >> (4 * (col % 2)) & 15;
+            uint8_t odd = in->codes[((row + 1) * cols + col) / 2] >> (4 * (col % 2)) & 15;
+            out->codes[(col * rows + row) / 2] = e2m1_pack(even, odd);
+        }
+        for (size_t block = 0; block < rows / NVFP4_BLOCK; block++) {
+            out->block_scales[nvfp4_scale_offset(col, block, rows)] =
+                in->block_scales[nvfp4_scale_offset(block * NVFP4_BLOCK, col / NVFP4_BLOCK, cols)];
+        }
+    }
+}
+
+// out (rows, cols) = code value * block scale, without the tensor scale: what enters the GEMM. Each
+// product is exact in BF16: E2M1 has 2 significant bits and E4M3 has 4, so it has at most 6 of
+// BF16's 8. The tensor scales go into the GEMM's alpha.
+static inline void nvfp4_expand(float* out, const Nvfp4Matrix* in) {
+    size_t rows = (size_t)in->rows, cols = (size_t)in->cols;
+    #pragma omp parallel for
+    for (size_t row = 0; row < rows; row++) {
+        for (size_t block = 0; block < cols / NVFP4_BLOCK; block++) {
+            float scale = e4m3_to_float(in->block_scales[nvfp4_scale_offset(row, block, cols)]);
+            size_t first = row * cols + block * NVFP4_BLOCK;
+            for (size_t i = first; i < first + NVFP4_BLOCK; i++) {
+                out[i] = e2m1_to_float(in->codes[i / 2] >> (4 * (i % 2)) & 15) * scale;
+            }
+        }
+    }
+}
+
+#endif

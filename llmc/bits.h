@@ -14,10 +14,14 @@ Plain C11 that nvcc also compiles for the device; the same input gives the same 
 #include <stdint.h>
 #include <string.h>
 
+// UNROLL stands before a loop over a small array that a device thread keeps in registers, where an
+// element is named, not indexed. C compilers decide for themselves.
 #ifdef __CUDACC__
 #define HOST_DEVICE __host__ __device__
+#define UNROLL _Pragma("unroll")
 #else
 #define HOST_DEVICE
+#define UNROLL
 #endif
 
 #define FLOAT_SIGN_BIT 0x80000000u

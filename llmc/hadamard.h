@@ -19,23 +19,16 @@ Plain C11 that nvcc also compiles for the device.
 #define HADAMARD_SIZE 16
 #define HADAMARD_SIGNS 0xD7E8u          // bit r set: sign_r is -1
 
-// In place, on 16 values with at most BF16's significant bits; the results are rounded to BF16. Four
-// rounds of butterflies with strides 1, 2, 4, 8: this order is part of the definition, because FP32
-// sums of BF16 values that differ by more than 2^12 are not exact.
-HOST_DEVICE static inline void hadamard_transform(float* x /* (16) */) {
-    #ifdef __CUDACC__
-    #pragma unroll
-    #endif
+// The signs and the sums, in place. Four rounds of butterflies with strides 1, 2, 4, 8: this order is
+// part of the definition, because FP32 sums of BF16 values that differ by more than 2^12 are not exact.
+HOST_DEVICE static inline void hadamard_sums(float* x /* (16) */) {
+    UNROLL
     for (int r = 0; r < HADAMARD_SIZE; r++) {
         x[r] = bits_float(float_bits(x[r]) ^ (HADAMARD_SIGNS >> r & 1u) << 31);
     }
-    #ifdef __CUDACC__
-    #pragma unroll
-    #endif
+    UNROLL
     for (int stride = 1; stride < HADAMARD_SIZE; stride *= 2) {
-        #ifdef __CUDACC__
-        #pragma unroll
-        #endif
+        UNROLL
         for (int i = 0; i < HADAMARD_SIZE; i++) {
             if ((i & stride) == 0) {
                 float a = x[i], b = x[i + stride];
@@ -44,10 +37,18 @@ HOST_DEVICE static inline void hadamard_transform(float* x /* (16) */) {
             }
         }
     }
-    #ifdef __CUDACC__
-    #pragma unroll
-    #endif
-    for (int c = 0; c < HADAMARD_SIZE; c++) { x[c] = bf16_round(0.25f * x[c]); }
+}
+
+// What becomes of a sum: a quarter of it, rounded to BF16. Never decreasing in its argument.
+HOST_DEVICE static inline float hadamard_round(float sum) {
+    return bf16_round(0.25f * sum);
+}
+
+// The transform, in place, of 16 BF16 values.
+HOST_DEVICE static inline void hadamard_transform(float* x /* (16) */) {
+    hadamard_sums(x);
+    UNROLL
+    for (int c = 0; c < HADAMARD_SIZE; c++) { x[c] = hadamard_round(x[c]); }
 }
 
 // out (cols, rows) = transpose of x (rows, cols), with groups of 16 consecutive rows of x transformed

@@ -45,36 +45,55 @@ HOST_DEVICE static inline float e2m1_to_float(uint8_t code) {
     return (code & 8) ? -x : x;
 }
 
-// Nearest code; ties go to the even code, which is why > and >= alternate at the midpoints. Values
-// beyond 6 saturate. NaN gives +6 whatever its sign, as the hardware does; the quantizers never let
-// it come to that (see nvfp4_quantize).
+// E2M1 values are equally spaced within three ranges, and the codes count the steps:
+//
+//     |x|      below 2    2 to 4    4 to 6
+//     step     0.5        1         2
+//     codes    0 .. 4     4 .. 6    6, 7         = 2 * log2(range) + |x| / step
+//     range    1          2         4            = 2 * step
+//
+// The range is the power of two in |x|, and at least 1: the exponent bits of x, without the others.
+// Both encoders start here, with x clamped to +-6. A comparison with NaN is false, so NaN gives +6
+// whatever its sign, as the hardware does; the quantizers never let it come to that.
+HOST_DEVICE static inline float e2m1_clamp(float x) {
+    x = x < 6.0f ? x : 6.0f;
+    return x > -6.0f ? x : -6.0f;
+}
+
+HOST_DEVICE static inline float e2m1_range(float x) {
+    float power = bits_float(float_bits(x) & FLOAT_INFINITY_BITS);
+    return power > 1.0f ? power : 1.0f;
+}
+
+// The lowest 3 bits of `code`, below the sign of x.
+HOST_DEVICE static inline uint8_t e2m1_with_sign(uint32_t code, float x) {
+    return (uint8_t)((code & 7u) | (float_bits(x) >> 28 & ~7u));
+}
+
+// Nearest code; ties go to the even code. Adding range * 2^22 pushes all digits below one step out of
+// the sum, so the addition itself rounds to steps, as FP32 does: to nearest, ties to even. The steps
+// are then the sum's lowest bits, and 2 * log2(range) is in its exponent, one bit higher up than a
+// shift by 23 would bring it down. The 3 more ranges are 6 steps; they make what else the shifted
+// exponent holds, 298, a multiple of 8. (range * 4194307 is exact: fused or not, the same sum.)
 HOST_DEVICE static inline uint8_t e2m1_from_float(float x) {
-    if (x != x) { return 7; }
-    float a = fabsf(x);
-    int code = (a >  0.25f) + (a >= 0.75f) + (a >  1.25f) + (a >= 1.75f)
-             + (a >  2.5f)  + (a >= 3.5f)  + (a >  5.0f);
-    return (uint8_t)(code | (int)(float_bits(x) >> 31) << 3);
+    x = e2m1_clamp(x);
+    uint32_t sum = float_bits(fabsf(x) + e2m1_range(x) * (4194304.0f + 3.0f));
+    return e2m1_with_sign(sum + (sum >> 22), x);
 }
 
 // Stochastic rounding: up with the probability of the position between the two neighbours, in steps
-// of 1/256. `random` is a byte, 0..255. The position is an 8-bit fixed-point fraction; adding the
-// random byte carries into the next code exactly `fraction` times in 256.
+// of 1/256. `random` is a byte, 0..255. `fixed` counts 256ths of a step; adding the random byte to it
+// carries into the next code exactly `fraction` times in 256. 2 * log2(range) in the same unit is the
+// exponent of range, shifted to that place, less its bias of 127; adding 1 instead makes 128, which is
+// a multiple of 8 codes.
 // A value on the grid stays; the expected value is at most 1/256 of a gap too small, because digits
 // behind the eighth are cut off.
 HOST_DEVICE static inline uint8_t e2m1_from_float_stochastic(float x, uint32_t random) {
-    if (x != x) { return 7; }
-    float a = fabsf(x);
-    uint32_t code;
-    if (a >= 6.0f) {
-        code = 7;
-    } else {
-        // within each range the codes are equally spaced: 0.5 apart below 2, 1 below 4, 2 below 6
-        float steps_of_256 = a < 2.0f ? 512.0f : a < 4.0f ? 256.0f : 128.0f;
-        uint32_t base      = a < 2.0f ? 0u     : a < 4.0f ? 2u     : 4u;
-        uint32_t fixed = (uint32_t)(a * steps_of_256);          // the multiplication is exact
-        code = base + (fixed >> 8) + (((fixed & 255u) + random) >> 8);
-    }
-    return (uint8_t)(code | (float_bits(x) >> 31) << 3);
+    x = e2m1_clamp(x);
+    float range = e2m1_range(x);
+    float inverse = bits_float(((127u + 9u + 127u) << 23) - float_bits(range));   // 512 / range
+    uint32_t fixed = (uint32_t)(fabsf(x) * inverse);        // the multiplication is exact
+    return e2m1_with_sign(((float_bits(range) >> 14) + 512 + fixed + random) >> 8, x);
 }
 
 // Two codes to a byte: the even-numbered element in the low nibble.
@@ -99,15 +118,15 @@ HOST_DEVICE static inline float e4m3_to_float(uint8_t byte) {
     return (byte & 0x80) ? -x : x;
 }
 
-// Nearest E4M3, ties to even, saturating at 448. NaN gives NaN.
+// Nearest E4M3, ties to even, saturating at 448. NaN gives 0x7f whatever its sign, as cuda_fp8.h.
 HOST_DEVICE static inline uint8_t e4m3_from_float(float x) {
+    if (x != x) { return 0x7f; }
     uint8_t sign = (uint8_t)(float_bits(x) >> 31 << 7);
-    if (x != x) { return (uint8_t)(sign | 0x7f); }
     float a = fminf(fabsf(x), 448.0f);
     int e = (int)(float_bits(a) >> 23) - 127;           // floor(log2 a)
     if (e < -6) { e = -6; }                             // subnormals share the exponent of 2^-6
-    float ulp = bits_float((uint32_t)(e - 3 + 127) << 23);
-    int significand = (int)rintf(a / ulp);              // 0..16; dividing by a power of two is exact
+    float inverse_ulp = bits_float((uint32_t)(3 - e + 127) << 23);
+    int significand = (int)rintf(a * inverse_ulp);      // 0..16; multiplying by a power of 2 is exact
     return (uint8_t)(sign | (((e + 6) << 3) + significand));    // 16 carries into the exponent
 }
 
@@ -206,6 +225,25 @@ HOST_DEVICE static inline uint32_t nvfp4_random_byte(Philox bytes, int element) 
     return bytes.word[element / 4] >> (8 * (element % 4)) & 255u;
 }
 
+// Quantizes 16 consecutive elements of a row whose block scale is known.
+HOST_DEVICE static inline void nvfp4_quantize_block(uint8_t* codes /* (8) */, const float* x /* (16) */,
+                                                    float block_inverse, Nvfp4Rounding rounding,
+                                                    uint64_t block) {
+    uint8_t code[NVFP4_BLOCK];
+    if (rounding.stochastic) {
+        Philox bytes = nvfp4_random_bytes(rounding, block);
+        UNROLL
+        for (int j = 0; j < NVFP4_BLOCK; j++) {
+            code[j] = e2m1_from_float_stochastic(x[j] * block_inverse, nvfp4_random_byte(bytes, j));
+        }
+    } else {
+        UNROLL
+        for (int j = 0; j < NVFP4_BLOCK; j++) { code[j] = e2m1_from_float(x[j] * block_inverse); }
+    }
+    UNROLL
+    for (int j = 0; j < NVFP4_BLOCK; j += 2) { codes[j / 2] = e2m1_pack(code[j], code[j + 1]); }
+}
+
 // ---------------------------------------------------------------------------------------------
 // The reference quantizer (host): short rather than fast, and what llmc/quantize.cuh must equal
 
@@ -217,21 +255,6 @@ static inline uint32_t nvfp4_amax_bits(const float* x, size_t n) {
         amax = a > amax ? a : amax;
     }
     return amax;
-}
-
-// Quantizes 16 consecutive elements of a row whose block scale is known.
-static inline void nvfp4_quantize_block(uint8_t* codes /* (8) */, const float* x /* (16) */,
-                                        float block_inverse, Nvfp4Rounding rounding, uint64_t block) {
-    uint8_t code[NVFP4_BLOCK];
-    if (rounding.stochastic) {
-        Philox bytes = nvfp4_random_bytes(rounding, block);
-        for (int j = 0; j < NVFP4_BLOCK; j++) {
-            code[j] = e2m1_from_float_stochastic(x[j] * block_inverse, nvfp4_random_byte(bytes, j));
-        }
-    } else {
-        for (int j = 0; j < NVFP4_BLOCK; j++) { code[j] = e2m1_from_float(x[j] * block_inverse); }
-    }
-    for (int j = 0; j < NVFP4_BLOCK; j += 2) { codes[j / 2] = e2m1_pack(code[j], code[j + 1]); }
 }
 
 // Quantizes x (rows, cols), BF16 values in row-major order, with one scale per block_rows x 16

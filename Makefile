@@ -1,0 +1,152 @@
+# GPT-2 training in NVFP4. The two commands that matter first:
+#
+#   make run        get a text, build, train on it, print a table and draw a plot (about 4 minutes)
+#   make test       every test that this machine can run
+#
+# `make` alone builds every program that this machine can build. Also: headers (each compiles alone),
+# cuda-all (all CUDA code for every supported GPU), bench, lines, clean, and print-NAME, which shows
+# what a variable below came out as.
+
+# -ffp-contract=off, and no -Ofast: fused or reordered operations change last bits, and the last bit
+#     decides a tie between two FP4 codes.
+# -fno-math-errno: sqrtf need not set errno, so the compiler may vectorize it; no value changes.
+# -march=native: the compiler's vectors as wide as this CPU's.
+# -D_POSIX_C_SOURCE: -std=c11 alone hides mmap, fsync, glob and clock_gettime.
+# -MMD -MP: write the included headers into a .d file beside the output; make reads it next time.
+CC = gcc
+CFLAGS = -std=c11 -O3 -march=native -ffp-contract=off -fno-math-errno -fopenmp \
+         -D_POSIX_C_SOURCE=200809L -Wall -Wextra -I.
+DEPENDENCIES = -MMD -MP -MT $@ -MF build/$(subst /,_,$@).d
+
+# OpenBLAS does the C program's matrix products. Debian has it in two builds; the one with threads of
+# its own fights with OpenMP's for the cores (measured 20 times slower with 2 cores) and is the one
+# that the loader prefers when both are installed. The rpath insists on the OpenMP build.
+OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-openmp))
+LIBS = $(if $(OPENBLAS),-L$(OPENBLAS) -Xlinker -rpath -Xlinker $(OPENBLAS)) -lopenblas -lm
+
+# The compute capability of the first GPU without its dot, such as 90; empty if there is none. The
+# pattern keeps out what nvidia-smi prints in place of a number when it fails.
+GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | \
+               grep -E '^[0-9]+\.[0-9]+$$' | head -n 1 | tr -d .)
+
+# What to compile for: this machine's GPU, else Hopper. The suffix a adds the instructions that exist
+# on one architecture only (wgmma on 9.0, block-scaled FP4 on 10.x and 12.0).
+ARCH := $(or $(GPU),90)
+ARCH := $(ARCH)$(if $(filter 90 100 103 120,$(ARCH)),a)
+ARCHS_ALL = 80 90a 100a 103a 120a
+gencode = $(foreach arch,$(1),-gencode arch=compute_$(arch),code=sm_$(arch))
+
+# No --use_fast_math: it changes the last bit of every tenth inverse scale. -ffp-contract=off is for
+# the host code, as above (ARM CPUs would fuse). -ldl: NVML is opened at run time, if it is there.
+NVCC := $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
+CUDA_HOME := $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))))
+NVCCFLAGS = -std=c++17 -O3 -I. -Xcompiler -Wall,-ffp-contract=off,-fno-math-errno,-fopenmp
+CUDA_LIBS = -lcublasLt -ldl
+
+# The run's log names the commit that the program was built from. The stamp changes only when the
+# commit does, so nothing is rebuilt without need.
+COMMIT := $(or $(shell GIT_OPTIONAL_LOCKS=0 git describe --always --dirty 2>/dev/null),unknown)
+STAMP = build/commit-$(COMMIT)
+
+C_PROGRAMS = train_gpt2_fp32 test_gpt2 dev/nvfp4_quantize
+C_TESTS    = test_gpt2 $(patsubst dev/test/%.c,build/test/%,$(wildcard dev/test/*.c)) \
+             $(patsubst dev/test/%.cpp,build/test/%,$(wildcard dev/test/*.cpp))
+CUDA_TESTS = $(patsubst dev/test/%.cu,build/test/cuda/%,$(wildcard dev/test/*.cu))
+BENCHES    = $(patsubst dev/bench/%.c,build/bench/%,$(wildcard dev/bench/*.c)) \
+             $(if $(NVCC),$(patsubst dev/bench/%.cu,build/bench/cuda/%,$(wildcard dev/bench/*.cu)))
+CUDA_CODE  = $(wildcard *.cu dev/test/*.cu dev/bench/*.cu)
+HEADERS    = $(wildcard llmc/*.h dev/test/*.h)
+CUDA_HEADERS = $(wildcard llmc/*.cuh dev/test/*.cuh)
+
+.PHONY: all run test bench headers cuda-all lines clean
+all: $(C_PROGRAMS) $(if $(NVCC),train_gpt2_nvfp4)
+
+# ---------------------------------------------------------------------------------------------
+# programs: each is one translation unit, compiled and linked in one step
+
+train_gpt2_fp32: train_gpt2_fp32.c Makefile $(STAMP)
+	$(CC) $(CFLAGS) $(DEPENDENCIES) -DGIT_COMMIT='"$(COMMIT)"' -o $@ $< $(LIBS)
+
+train_gpt2_nvfp4: train_gpt2_nvfp4.cu Makefile $(STAMP) | need-nvcc
+	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCH)) $(DEPENDENCIES) -DGIT_COMMIT='"$(COMMIT)"' \
+	    -o $@ $< $(CUDA_LIBS)
+
+test_gpt2 dev/nvfp4_quantize: %: %.c Makefile | build
+	$(CC) $(CFLAGS) $(DEPENDENCIES) -o $@ $< $(LIBS)
+
+build/test/%: dev/test/%.c Makefile | build
+	$(CC) $(CFLAGS) $(DEPENDENCIES) -o $@ $< $(LIBS)
+
+# C++ because NVIDIA's headers are: a test compares our number formats with theirs, if they are here.
+build/test/%: dev/test/%.cpp Makefile | build
+	g++ -std=c++17 -O3 -march=native -ffp-contract=off -fopenmp -Wall -Wextra -I. \
+	    $(if $(CUDA_HOME),-isystem $(CUDA_HOME)/include) $(DEPENDENCIES) -o $@ $<
+
+build/bench/%: dev/bench/%.c Makefile | build
+	$(CC) $(CFLAGS) $(DEPENDENCIES) -o $@ $< $(LIBS)
+
+build/test/cuda/%: dev/test/%.cu Makefile | build need-nvcc
+	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCH)) $(DEPENDENCIES) -o $@ $< $(CUDA_LIBS) -lcurand
+
+build/bench/cuda/%: dev/bench/%.cu Makefile | build need-nvcc
+	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCH)) $(DEPENDENCIES) -o $@ $< $(CUDA_LIBS)
+
+build:
+	mkdir -p build/test/cuda build/bench/cuda build/all build/headers
+
+$(STAMP): | build
+	rm -f build/commit-*
+	touch $@
+
+.PHONY: need-nvcc
+need-nvcc:
+	$(if $(NVCC),@:,$(error nvcc not found; CUDA code needs the CUDA toolkit (12.8 or newer): \
+	    https://developer.nvidia.com/cuda-downloads))
+
+-include $(wildcard build/*.d)
+
+# ---------------------------------------------------------------------------------------------
+# what one does with them
+
+run:
+	dev/run.sh
+
+# The CUDA tests are built only where they can run.
+WHY_NO_CUDA := $(if $(GPU),$(if $(NVCC),,no nvcc on this machine),no CUDA GPU on this machine)
+CUDA_HERE = $(if $(WHY_NO_CUDA),,train_gpt2_nvfp4 $(CUDA_TESTS))
+test: $(C_PROGRAMS) $(C_TESTS) $(CUDA_HERE)
+	dev/test/run.sh $(C_TESTS:test_gpt2=./test_gpt2) $(wildcard dev/test/test_*.sh) \
+	    $(if $(WHY_NO_CUDA),--skip "$(WHY_NO_CUDA)") $(CUDA_TESTS)
+
+bench: $(BENCHES)
+
+# Each header compiles alone: .h as C11 and as C++17, .cuh with nvcc.
+headers: $(HEADERS:%=build/headers/%.ok) $(if $(NVCC),$(CUDA_HEADERS:%=build/headers/%.ok))
+	@echo "headers: $(words $^) compile alone$(if $(NVCC),, (no nvcc: .cuh not tried))"
+
+build/headers/%.h.ok: %.h $(HEADERS) | build
+	$(CC) $(CFLAGS) -fsyntax-only -x c $<
+	g++ -std=c++17 -Wall -Wextra -fopenmp -I. -fsyntax-only -x c++ $<
+	@mkdir -p $(@D) && touch $@
+
+build/headers/%.cuh.ok: %.cuh $(HEADERS) $(CUDA_HEADERS) | build
+	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCH)) -x cu -c -o /dev/null $<
+	@mkdir -p $(@D) && touch $@
+
+# One object file for all architectures together; it is never linked.
+cuda-all: $(CUDA_CODE:%.cu=build/all/%.o)
+	@echo "cuda-all: $(words $^) files compile for $(ARCHS_ALL:%=sm_%)"
+
+build/all/%.o: %.cu Makefile | build need-nvcc
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCHS_ALL)) $(DEPENDENCIES) -c -o $@ $<
+
+lines:
+	dev/lines.sh
+
+clean:
+	rm -rf build
+	rm -f $(C_PROGRAMS) train_gpt2_nvfp4
+
+print-%:
+	@echo '$($*)'

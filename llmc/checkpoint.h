@@ -1,0 +1,332 @@
+/*
+Checkpoints: two files a step, written so that a crash at any moment leaves the older ones usable.
+
+    model_00001000.bin      llm.c's format; any program that reads that can use it
+        int32[256]          magic 20240326, version 3 (FP32) or 5 (BF16, only read here), max_T, V, L,
+                            NH, C, Vp, zeros
+        parameters          in the order of gpt2.h, all layers of a tensor together
+
+    state_00001000.bin      what else a run needs to go on
+        int32[256]          magic 20261101, version 1, step, bytes of the settings; then as 64-bit
+                            numbers: number of parameters, checksum of the model file; zeros
+        settings            text, a line for each (flags.h)
+        m, v                AdamW's moments, FP32, like the parameters
+        uint64              checksum (FNV-1a) of everything before it
+
+The state is written after the model, and each file gets its name when it is complete: a checkpoint
+exists if its state file does. Neither the data's order nor any random generator has a position to
+store; both are functions of the step.
+
+C11 that also compiles as C++17.
+*/
+#ifndef LLMC_CHECKPOINT_H
+#define LLMC_CHECKPOINT_H
+
+#include <assert.h>
+#include <dirent.h>
+#include "flags.h"
+#include "gpt2.h"
+
+#define CHECKPOINT_HEADER_BYTES 1024
+#define MODEL_MAGIC 20240326
+#define MODEL_FP32 3
+#define MODEL_BF16 5
+#define STATE_MAGIC 20261101
+#define STATE_VERSION 1
+
+typedef struct {
+    int32_t magic, version, max_T, V, L, NH, C, Vp;
+    int32_t zeros[248];
+} ModelHeader;
+
+typedef struct {
+    int32_t magic, version, step, settings_bytes;
+    uint64_t num_parameters, model_checksum;
+    int32_t zeros[248];
+} StateHeader;
+
+static_assert(sizeof(ModelHeader) == CHECKPOINT_HEADER_BYTES, "256 int32");
+static_assert(sizeof(StateHeader) == CHECKPOINT_HEADER_BYTES, "256 int32");
+
+// ---------------------------------------------------------------------------------------------
+// Which checkpoints there are
+
+static inline void checkpoint_path(char* path /* (PATH_BYTES) */, const char* directory,
+                                   const char* part, int step) {
+    path_format(path, "%s/%s_%08d.bin", directory, part, step);
+}
+
+// The newest checkpoint of a step below `below`, -1 if there is none.
+static inline int checkpoint_newest(const char* directory, int below) {
+    DIR* entries = opendir(directory);
+    if (entries == NULL) { return -1; }
+    int newest = -1;
+    for (struct dirent* entry = readdir(entries); entry != NULL; entry = readdir(entries)) {
+        int step = -1;
+        char name[32];
+        if (sscanf(entry->d_name, "state_%d.bin", &step) != 1 || step < 0) { continue; }
+        snprintf(name, sizeof(name), "state_%08d.bin", step);
+        if (strcmp(name, entry->d_name) == 0 && step < below && step > newest) { newest = step; }
+    }
+    closedir(entries);
+    return newest;
+}
+
+// The step to begin with: that of the newest checkpoint if the run is to be resumed and there is one,
+// else -1. A new run does not begin among the checkpoints of another.
+static inline int checkpoint_find(const char* directory, int resume) {
+    int newest = directory[0] == '\0' ? -1 : checkpoint_newest(directory, INT_MAX);
+    check(resume || newest < 0, "%s holds a run with a checkpoint of step %d: -y 1 resumes it, another "
+          "-o starts a new one", directory, newest);
+    return newest;
+}
+
+// Deletes all but the `keep_newest` newest checkpoints (0: deletes none) and those whose step is a
+// multiple of `keep_multiples` (0: none). The state file goes first: without it the model file counts
+// for nothing.
+static inline void checkpoint_prune(const char* directory, int keep_newest, int keep_multiples) {
+    if (keep_newest == 0) { return; }
+    int kept = 0;
+    for (int step = checkpoint_newest(directory, INT_MAX); step >= 0;
+         step = checkpoint_newest(directory, step)) {
+        kept++;
+        if (kept <= keep_newest || (keep_multiples > 0 && step % keep_multiples == 0)) { continue; }
+        char state[PATH_BYTES], model[PATH_BYTES];
+        checkpoint_path(state, directory, "state", step);
+        checkpoint_path(model, directory, "model", step);
+        check(remove(state) == 0, "cannot delete %s: %s", state, strerror(errno));
+        check(remove(model) == 0 || errno == ENOENT, "cannot delete %s: %s", model, strerror(errno));
+    }
+}
+
+// Like check, for what a checkpoint must be; the message says which older one is left.
+static inline void checkpoint_check(int holds, const char* directory, int step, const char* damage) {
+    if (holds) { return; }
+    int older = checkpoint_newest(directory, step);
+    check(older >= 0, "the checkpoint of step %d in %s is damaged (%s); there is no older one", step,
+          directory, damage);
+    check(0, "the checkpoint of step %d in %s is damaged (%s); to resume from the older one of step %d: "
+          "rm %s/*_%08d.bin", step, directory, damage, older, directory, step);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Settings
+
+// The text stored in a checkpoint: every flag, and what identifies the training data. The caller frees
+// it.
+static inline char* checkpoint_settings(const Flag* flags, int count, uint64_t train_identity) {
+    char* text = NULL;
+    size_t bytes = 0;
+    FILE* memory = open_memstream(&text, &bytes);
+    check(memory != NULL, "out of memory: settings of the run");
+    flags_text(memory, flags, count);
+    fprintf(memory, "= training-data-checksum %016" PRIx64 "\n", train_identity);
+    check(fclose(memory) == 0, "out of memory: settings of the run");
+    return text;
+}
+
+// The line of `text` that begins with the same `bytes` bytes as `key`, NULL if there is none.
+static inline const char* settings_find(const char* text, const char* key, size_t bytes) {
+    while (text != NULL && strncmp(text, key, bytes) != 0) {
+        text = strchr(text, '\n');
+        if (text != NULL) { text++; }
+    }
+    return text;
+}
+
+// Each setting of this run that alters the result must have the value it was saved with.
+static inline void settings_compare(const char* saved, const char* present, const char* path) {
+    for (const char* line = present; *line != '\0'; line = strchr(line, '\n') + 1) {
+        if (line[0] != '=') { continue; }
+        size_t key = strcspn(line + 2, " ") + 3, length = strcspn(line, "\n");
+        const char* old = settings_find(saved, line, key);
+        check(old != NULL, "%s does not say which %.*s it was made with", path, (int)key - 3, line + 2);
+        size_t old_length = strcspn(old, "\n");
+        check(old_length == length && strncmp(old, line, length) == 0,
+              "%s was made with '%.*s', this run has '%.*s'; a run resumes with the settings it had",
+              path, (int)old_length - 2, old + 2, (int)length - 2, line + 2);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Writing
+
+static inline uint64_t write_hashed(const void* from, size_t bytes, FILE* file, const char* path,
+                                    uint64_t hash) {
+    file_write(from, bytes, file, path);
+    return fnv1a(from, bytes, hash);
+}
+
+static inline ModelHeader model_header(const GPT2Config* config) {
+    ModelHeader header;
+    memset(&header, 0, sizeof(header));
+    header.magic = MODEL_MAGIC;
+    header.version = MODEL_FP32;
+    header.max_T = config->max_T;
+    header.V = config->V;
+    header.L = config->L;
+    header.NH = config->NH;
+    header.C = config->C;
+    header.Vp = config->Vp;
+    return header;
+}
+
+// params, m, v (num_parameters) each, in the order of gpt2.h. The directory exists.
+static inline void checkpoint_save(const char* directory, int step, const GPT2Config* config,
+                                   const float* params, const float* m, const float* v,
+                                   const char* settings) {
+    ParamSpec specs[NUM_PARAMS];
+    size_t num_parameters = gpt2_param_specs(specs, config);
+    size_t bytes = num_parameters * sizeof(float);
+    char path[PATH_BYTES];
+
+    ModelHeader model = model_header(config);
+    checkpoint_path(path, directory, "model", step);
+    FILE* file = file_create(path);
+    uint64_t hash = write_hashed(&model, sizeof(model), file, path, FNV1A_START);
+    hash = write_hashed(params, bytes, file, path, hash);
+    file_commit(file, path);
+
+    StateHeader state;
+    memset(&state, 0, sizeof(state));
+    state.magic = STATE_MAGIC;
+    state.version = STATE_VERSION;
+    state.step = step;
+    state.settings_bytes = (int32_t)strlen(settings);
+    state.num_parameters = num_parameters;
+    state.model_checksum = hash;
+    checkpoint_path(path, directory, "state", step);
+    file = file_create(path);
+    hash = write_hashed(&state, sizeof(state), file, path, FNV1A_START);
+    hash = write_hashed(settings, strlen(settings), file, path, hash);
+    hash = write_hashed(m, bytes, file, path, hash);
+    hash = write_hashed(v, bytes, file, path, hash);
+    file_write(&hash, sizeof(hash), file, path);
+    file_commit(file, path);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Reading a model
+
+// Opens a model file and reads its header; the caller closes it.
+static inline FILE* model_open(const char* path, ModelHeader* header, GPT2Config* config) {
+    FILE* file = file_open(path, "-e takes a model file or a description such as d12");
+    uint64_t bytes = file_size(file, path);
+    check(bytes >= CHECKPOINT_HEADER_BYTES, "%s: %" PRIu64 " bytes are too few for a model file", path,
+          bytes);
+    file_read(header, sizeof(*header), file, path);
+    check(header->magic == MODEL_MAGIC, "%s: not a model file (magic %d, should be %d)", path,
+          header->magic, MODEL_MAGIC);
+    check(header->version == MODEL_FP32 || header->version == MODEL_BF16, "%s: model file of version "
+          "%d; this program reads %d (FP32) and %d (BF16)", path, header->version, MODEL_FP32, MODEL_BF16);
+    config->max_T = header->max_T;
+    config->V = header->V;
+    config->Vp = header->Vp;
+    config->L = header->L;
+    config->NH = header->NH;
+    config->C = header->C;
+    gpt2_config_check(config);
+    check(config->Vp == (config->V + 127) / 128 * 128, "%s: vocabulary %d padded to %d; this program "
+          "pads to a multiple of 128", path, config->V, config->Vp);
+    ParamSpec specs[NUM_PARAMS];
+    uint64_t size = header->version == MODEL_FP32 ? sizeof(float) : sizeof(uint16_t);
+    uint64_t expected = CHECKPOINT_HEADER_BYTES + size * gpt2_param_specs(specs, config);
+    check(bytes == expected, "%s: %" PRIu64 " bytes, but the model that its header describes takes %"
+          PRIu64 "; it was cut off or damaged", path, bytes, expected);
+    return file;
+}
+
+// The configuration of the model in a file.
+static inline GPT2Config checkpoint_read_config(const char* path) {
+    ModelHeader header;
+    GPT2Config config;
+    fclose(model_open(path, &header, &config));
+    return config;
+}
+
+// params (num_parameters) from a model file, BF16 widened to FP32.
+static inline void checkpoint_load_model(float* params, const char* path) {
+    ModelHeader header;
+    GPT2Config config;
+    ParamSpec specs[NUM_PARAMS];
+    FILE* file = model_open(path, &header, &config);
+    size_t num_parameters = gpt2_param_specs(specs, &config);
+    if (header.version == MODEL_FP32) {
+        file_read(params, num_parameters * sizeof(float), file, path);
+    } else {
+        uint16_t half[4096];
+        for (size_t i = 0; i < num_parameters; i += 4096) {
+            size_t n = num_parameters - i < 4096 ? num_parameters - i : 4096;
+            file_read(half, n * sizeof(uint16_t), file, path);
+            for (size_t j = 0; j < n; j++) { params[i + j] = bf16_to_float(half[j]); }
+        }
+    }
+    fclose(file);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Resuming
+
+static inline uint64_t read_hashed(void* to, size_t bytes, FILE* file, const char* path,
+                                   uint64_t hash) {
+    file_read(to, bytes, file, path);
+    return fnv1a(to, bytes, hash);
+}
+
+// m, v (num_parameters) each from the state file. Returns the checksum that the model file must have.
+static inline uint64_t checkpoint_load_state(const char* directory, int step, size_t num_parameters,
+                                             float* m, float* v, const char* settings) {
+    char path[PATH_BYTES];
+    checkpoint_path(path, directory, "state", step);
+    FILE* file = file_open(path, "-o names the directory of the run to resume");
+    uint64_t size = file_size(file, path);
+    StateHeader state;
+    checkpoint_check(size >= sizeof(state), directory, step, "its state file is too short");
+    uint64_t hash = read_hashed(&state, sizeof(state), file, path, FNV1A_START);
+    checkpoint_check(state.magic == STATE_MAGIC && state.version == STATE_VERSION && state.step == step,
+                     directory, step, "its state file has a wrong magic, version or step");
+    size_t settings_bytes = (uint32_t)state.settings_bytes;
+    size_t bytes = num_parameters * sizeof(float);
+    checkpoint_check(size == sizeof(state) + settings_bytes + 2 * sizeof(float) * state.num_parameters
+                             + sizeof(uint64_t), directory, step, "its state file has a wrong size");
+
+    char* saved = (char*)xcalloc(settings_bytes + 1, "settings of a checkpoint");
+    hash = read_hashed(saved, settings_bytes, file, path, hash);
+    settings_compare(saved, settings, path);
+    free(saved);
+    check(state.num_parameters == num_parameters, "%s has %" PRIu64 " parameters, the model of this run "
+          "%zu", path, state.num_parameters, num_parameters);
+    hash = read_hashed(m, bytes, file, path, hash);
+    hash = read_hashed(v, bytes, file, path, hash);
+    uint64_t stored;
+    file_read(&stored, sizeof(stored), file, path);
+    fclose(file);
+    checkpoint_check(hash == stored, directory, step, "the checksum of its state file is wrong");
+    return state.model_checksum;
+}
+
+// Fills params, m, v (num_parameters) each with the checkpoint of `step`, after checking that it
+// belongs to a run with these settings. Each byte of both files is covered by a checksum.
+static inline void checkpoint_load(const char* directory, int step, const GPT2Config* config,
+                                   float* params, float* m, float* v, const char* settings) {
+    ParamSpec specs[NUM_PARAMS];
+    size_t num_parameters = gpt2_param_specs(specs, config);
+    size_t bytes = num_parameters * sizeof(float);
+    uint64_t checksum = checkpoint_load_state(directory, step, num_parameters, m, v, settings);
+
+    char path[PATH_BYTES];
+    checkpoint_path(path, directory, "model", step);
+    FILE* file = fopen(path, "rb");
+    checkpoint_check(file != NULL, directory, step, "its model file cannot be opened");
+    checkpoint_check(file_size(file, path) == sizeof(ModelHeader) + bytes, directory, step,
+                     "its model file has a wrong size");
+    ModelHeader header, expected = model_header(config);
+    uint64_t hash = read_hashed(&header, sizeof(header), file, path, FNV1A_START);
+    hash = read_hashed(params, bytes, file, path, hash);
+    fclose(file);
+    checkpoint_check(hash == checksum, directory, step, "the checksum of its model file is wrong");
+    check(memcmp(&header, &expected, sizeof(header)) == 0, "%s is not of the shape of this run's model",
+          path);
+}
+
+#endif

@@ -1,0 +1,143 @@
+/*
+The log of a run: DIR/log.jsonl, one JSON object a line.
+
+    {"run":{"flags":{"-b":4,...},"program":"train_gpt2_fp32",...}}      once, and again at each resume
+    {"step":0,"loss":5.54,"norm":2.1,"lr":0.0006,"ms":85.1,"tok_s":12034}
+    {"step":20,"val_loss":3.92}
+
+Every line is on its way to the disk before the next step begins. C11 that also compiles as C++17.
+*/
+#ifndef LLMC_LOGGER_H
+#define LLMC_LOGGER_H
+
+#include <math.h>
+#include "flags.h"
+#include "utils.h"
+
+typedef struct {
+    FILE* file;                 // NULL: there is no log
+    char path[PATH_BYTES];
+} Logger;
+
+// What the first line says of a run besides its flags.
+typedef struct {
+    const char* program;
+    const char* commit;         // of the source it was built from
+    const char* device;
+    const char* recipe;
+    uint64_t train_identity, val_identity;      // of the data (DataLoader.identity); 0: none
+    size_t num_parameters;
+    int first_step, num_steps;
+} RunInfo;
+
+// ---------------------------------------------------------------------------------------------
+
+// Rewrites the log without the lines of steps that the resumed run will do again, and without a last
+// line that was not finished.
+static inline void logger_rewind(const char* path, int step) {
+    FILE* old = fopen(path, "rb");
+    if (old == NULL) { return; }
+    FILE* kept = file_create(path);
+    char* line = NULL;
+    size_t capacity = 0;
+    ssize_t length;
+    while ((length = getline(&line, &capacity, old)) > 0) {
+        int line_step = -1;             // the lines of a run have no step, they stay
+        sscanf(line, "{\"step\":%d", &line_step);
+        if (line[length - 1] == '\n' && line_step < step) {
+            file_write(line, (size_t)length, kept, path);
+        }
+    }
+    free(line);
+    fclose(old);
+    file_commit(kept, path);
+}
+
+// directory "" means no log. resume_step is the first step of a resumed run, -1 for a new one, which
+// leaves an older log in log.previous.jsonl.
+static inline void logger_open(Logger* logger, const char* directory, int resume_step) {
+    logger->file = NULL;
+    if (directory[0] == '\0') { return; }
+    directory_create(directory);
+    path_format(logger->path, "%s/log.jsonl", directory);
+    if (resume_step >= 0) {
+        logger_rewind(logger->path, resume_step);
+    } else {
+        char previous[PATH_BYTES];
+        path_format(previous, "%s/log.previous.jsonl", directory);
+        check(rename(logger->path, previous) == 0 || errno == ENOENT, "cannot rename %s: %s",
+              logger->path, strerror(errno));
+    }
+    logger->file = fopen(logger->path, "ab");
+    check(logger->file != NULL, "cannot write %s: %s", logger->path, strerror(errno));
+}
+
+static inline void logger_end_line(Logger* logger) {
+    fputc('\n', logger->file);
+    check(fflush(logger->file) == 0 && !ferror(logger->file), "cannot write %s: %s", logger->path,
+          strerror(errno));
+}
+
+static inline void logger_close(Logger* logger) {
+    if (logger->file == NULL) { return; }
+    check(fclose(logger->file) == 0, "cannot write %s: %s", logger->path, strerror(errno));
+    logger->file = NULL;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Lines
+
+// ,"name":value; JSON knows no infinity and no NaN, null stands for them
+static inline void logger_number(Logger* logger, const char* name, double value, int digits) {
+    if (isfinite(value)) {
+        fprintf(logger->file, ",\"%s\":%.*g", name, digits, value);
+    } else {
+        fprintf(logger->file, ",\"%s\":null", name);
+    }
+}
+
+static inline void logger_string(Logger* logger, const char* name, const char* text) {
+    fprintf(logger->file, ",\"%s\":", name);
+    json_string(logger->file, text);
+}
+
+static inline void logger_run(Logger* logger, const Flag* flags, int count, const RunInfo* info) {
+    if (logger->file == NULL) { return; }
+    fprintf(logger->file, "{\"run\":{\"flags\":{");
+    flags_json(logger->file, flags, count);
+    fprintf(logger->file, "}");
+    logger_string(logger, "program", info->program);
+    logger_string(logger, "commit", info->commit);
+    logger_string(logger, "device", info->device);
+    logger_string(logger, "recipe", info->recipe);
+    // as text: a 64-bit number is more than JSON readers keep exactly
+    fprintf(logger->file, ",\"train_data\":\"%016" PRIx64 "\",\"val_data\":\"%016" PRIx64 "\"",
+            info->train_identity, info->val_identity);
+    fprintf(logger->file, ",\"num_parameters\":%zu,\"first_step\":%d,\"num_steps\":%d}}",
+            info->num_parameters, info->first_step, info->num_steps);
+    logger_end_line(logger);
+}
+
+// 9 digits identify a float, so two logs that agree come from runs that agree.
+static inline void logger_step(Logger* logger, int step, float loss, float norm, float lr,
+                               double milliseconds, double tokens_per_second) {
+    if (logger->file == NULL) { return; }
+    fprintf(logger->file, "{\"step\":%d", step);
+    logger_number(logger, "loss", loss, 9);
+    logger_number(logger, "norm", norm, 9);
+    logger_number(logger, "lr", lr, 9);
+    logger_number(logger, "ms", milliseconds, 6);
+    logger_number(logger, "tok_s", tokens_per_second, 6);
+    fputc('}', logger->file);
+    logger_end_line(logger);
+}
+
+static inline void logger_val(Logger* logger, int step, float val_loss) {
+    if (logger->file == NULL) { return; }
+    fprintf(logger->file, "{\"step\":%d", step);
+    logger_number(logger, "val_loss", val_loss, 9);
+    fputc('}', logger->file);
+    logger_end_line(logger);
+}
+
+#endif

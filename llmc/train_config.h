@@ -1,0 +1,144 @@
+/*
+The settings of a training run: one variable and one flag for each, the same for the C and the CUDA
+program. Where llm.c has a flag of the same meaning, the letter is the same.
+
+C11 that also compiles as C++17.
+*/
+#ifndef LLMC_TRAIN_CONFIG_H
+#define LLMC_TRAIN_CONFIG_H
+
+#include <assert.h>
+#include "flags.h"
+#include "schedule.h"
+
+#define TRAIN_NUM_FLAGS 26
+
+typedef struct {
+    // data
+    const char* train_data;     // files with training tokens, a glob
+    const char* val_data;
+    // model
+    const char* model;          // shape or checkpoint file; gpt2.h explains
+    const char* recipe;         // which GEMM operands are quantized and how; recipe.h explains
+    const char* gemm_path;      // who multiplies NVFP4 matrices on the GPU
+    // one step
+    int B, T;                   // rows of a micro-batch, tokens of a row
+    int64_t total_batch;        // tokens between two updates; 0: one micro-batch
+    int num_steps;              // updates; -1: one epoch
+    // optimizer
+    const char* schedule;
+    float learning_rate;        // at the peak
+    int warmup_steps;
+    float final_fraction;       // of the peak learning rate, reached at the end
+    float weight_decay;
+    float clip_norm;            // longest gradient that is not scaled down; 0: no clipping
+    uint64_t seed;
+    // along the way; 0 switches each of these off
+    int val_every;
+    int64_t val_tokens;         // 0: all
+    int sample_every, sample_tokens;
+    // output
+    const char* output_dir;     // "": nothing is written
+    int checkpoint_every;
+    int keep_newest;            // checkpoints; 0: all
+    int keep_multiples;         // checkpoints of steps that are multiples of this stay; 0: none
+    int resume;
+    int progress;               // line with percentage and time left; -1: only on a terminal
+} TrainConfig;
+
+static inline TrainConfig train_config_defaults(void) {
+    TrainConfig c;
+    c.train_data = "data/train.bin";
+    c.val_data = "data/val.bin";
+    c.model = "d12";
+    c.recipe = "nvfp4";
+    c.gemm_path = "auto";
+    c.B = 4;
+    c.T = 1024;
+    c.total_batch = 0;
+    c.num_steps = -1;
+    c.schedule = "cosine";
+    c.learning_rate = 6e-4f;
+    c.warmup_steps = 0;
+    c.final_fraction = 0.0f;
+    c.weight_decay = 0.1f;
+    c.clip_norm = 1.0f;
+    c.seed = 1337;
+    c.val_every = 0;
+    c.val_tokens = 0;
+    c.sample_every = 0;
+    c.sample_tokens = 64;
+    c.output_dir = "";
+    c.checkpoint_every = 0;
+    c.keep_newest = 0;
+    c.keep_multiples = 0;
+    c.resume = 0;
+    c.progress = -1;
+    return c;
+}
+
+// Rows marked 1 must not change when a run resumes. The data files may: they may have been moved, and
+// the checkpoint compares what is in them instead (DataLoader.identity).
+static inline void train_config_flags(TrainConfig* c, Flag* flags /* (TRAIN_NUM_FLAGS) */) {
+    const double many = INT_MAX, tokens = 1e15;
+    Flag rows[] = {
+        { "-i",  's', &c->train_data,       0, 0,      0, "training tokens (files, * and ? allowed)" },
+        { "-j",  's', &c->val_data,         0, 0,      0, "validation tokens" },
+        { "-e",  's', &c->model,            0, 0,      1, "model: d12, layers=4,channels=128,heads=4,vocab=256, or a file" },
+        { "-p",  's', &c->recipe,           0, 0,      1, "recipe: fp32, bf16, nvfp4, or nvfp4,hadamard=0,..." },
+        { "-g",  's', &c->gemm_path,        0, 0,      1, "NVFP4 GEMM on the GPU: auto, emulated" },
+        { "-b",  'i', &c->B,                1, 1 << 20, 1, "micro-batch size B, in rows" },
+        { "-t",  'i', &c->T,                1, 1 << 20, 1, "sequence length T, in tokens" },
+        { "-d",  'l', &c->total_batch,      0, many,   1, "total batch size in tokens (0: B*T)" },
+        { "-x",  'i', &c->num_steps,       -1, many,   1, "steps (-1: one epoch)" },
+        { "-k",  's', &c->schedule,         0, 0,      1, "schedule: cosine, linear, constant, wsd" },
+        { "-l",  'f', &c->learning_rate,    0, 1e3,    1, "peak learning rate" },
+        { "-u",  'i', &c->warmup_steps,     0, many,   1, "warmup steps" },
+        { "-q",  'f', &c->final_fraction,   0, 1,      1, "final learning rate as a fraction of the peak" },
+        { "-c",  'f', &c->weight_decay,     0, 1e3,    1, "weight decay, on matrices only" },
+        { "-gc", 'f', &c->clip_norm,        0, 1e30,   1, "clip the gradient to this norm (0: off)" },
+        { "-seed", 'u', &c->seed,           0, 0,      1, "seed of every random number" },
+        { "-v",  'i', &c->val_every,        0, many,   0, "validate every so many steps (0: off)" },
+        { "-vt", 'l', &c->val_tokens,       0, tokens, 0, "validation tokens (0: all)" },
+        { "-s",  'i', &c->sample_every,     0, many,   0, "print generated text every so many steps (0: off)" },
+        { "-sn", 'i', &c->sample_tokens,    1, many,   0, "tokens of generated text" },
+        { "-o",  's', &c->output_dir,       0, 0,      0, "output directory (none: write nothing)" },
+        { "-n",  'i', &c->checkpoint_every, 0, many,   0, "checkpoint every so many steps (0: off)" },
+        { "-nk", 'i', &c->keep_newest,      0, many,   0, "keep so many of the newest checkpoints (0: all)" },
+        { "-nm", 'i', &c->keep_multiples,   0, many,   0, "never delete multiples of this step (0: off)" },
+        { "-y",  'i', &c->resume,           0, 1,      0, "1: resume from the newest checkpoint in -o" },
+        { "-pr", 'i', &c->progress,        -1, 1,      0, "progress line: 0, 1, or -1: on a terminal only" },
+    };
+    static_assert(sizeof(rows) == TRAIN_NUM_FLAGS * sizeof(Flag), "TRAIN_NUM_FLAGS");
+    memcpy(flags, rows, sizeof(rows));
+}
+
+// Micro-batches whose gradients are summed for one update.
+static inline int train_config_micro_steps(const TrainConfig* c) {
+    return c->total_batch == 0 ? 1 : (int)(c->total_batch / ((int64_t)c->B * c->T));
+}
+
+// Each value is in its range already; here are the ones that contradict each other.
+static inline void train_config_check(const TrainConfig* c) {
+    int64_t micro_batch = (int64_t)c->B * c->T;
+    check(micro_batch <= INT_MAX, "-b %d times -t %d is more than 2^31 tokens", c->B, c->T);
+    check(c->total_batch % micro_batch == 0,
+          "-d %" PRId64 " is not a multiple of -b %d times -t %d, %" PRId64, c->total_batch, c->B,
+          c->T, micro_batch);
+    schedule_check(c->schedule);
+    check(c->num_steps < 0 || c->warmup_steps <= c->num_steps,
+          "-u %d warmup steps are more than the run's -x %d", c->warmup_steps, c->num_steps);
+    check(strcmp(c->gemm_path, "auto") == 0 || strcmp(c->gemm_path, "emulated") == 0,
+          "-g %s: no such path; there are auto, emulated", c->gemm_path);
+    check(c->val_tokens == 0 || c->val_tokens >= c->T,
+          "-vt %" PRId64 " validation tokens are less than one row, -t %d", c->val_tokens, c->T);
+    check(c->sample_every == 0 || c->sample_tokens <= c->T,
+          "-sn %d tokens of text do not fit into the sequence, -t %d", c->sample_tokens, c->T);
+    check(c->checkpoint_every == 0 || c->output_dir[0] != '\0',
+          "-n %d asks for checkpoints; -o DIR has to say where", c->checkpoint_every);
+    check(!c->resume || c->output_dir[0] != '\0', "-y 1 resumes a run; -o DIR has to say which");
+    check(c->checkpoint_every > 0 || (c->keep_newest == 0 && c->keep_multiples == 0),
+          "-nk and -nm choose which checkpoints to keep, but -n asks for none");
+}
+
+#endif

@@ -1,0 +1,242 @@
+/*
+A training run without its model: what train_gpt2_fp32.c and train_gpt2_nvfp4.cu have in common.
+
+run_open reads the flags, opens the data and says what is going to happen; the programs' main loops
+then ask it when to validate, sample and save, and tell it what came out, which goes to the terminal
+and to log.jsonl. Whatever is derived from flags (micro-steps, number of updates) is derived here.
+
+C11 that also compiles as C++17.
+*/
+#ifndef LLMC_TRAIN_RUN_H
+#define LLMC_TRAIN_RUN_H
+
+#include <math.h>
+#include "checkpoint.h"
+#include "dataloader.h"
+#include "gpt2.h"
+#include "logger.h"
+#include "recipe.h"
+#include "sampler.h"
+#include "tokenizer.h"
+#include "train_config.h"
+
+#ifndef GIT_COMMIT
+#define GIT_COMMIT "unknown"    // the Makefile passes the commit
+#endif
+
+typedef struct {
+    TrainConfig config;
+    Flag flags[TRAIN_NUM_FLAGS];
+    GPT2Config model;
+    Recipe recipe;
+    DataLoader train, val;      // val is open only if the run validates
+    int* inputs;                // (B,T) the micro-batch at hand
+    int* targets;               // (B,T)
+    int micro_steps;            // micro-batches that make one update
+    int num_steps;              // updates in the whole run
+    int start_step;             // 0, or the step at which a resumed run goes on
+    uint64_t val_rows;          // rows of T tokens that make one validation
+    Tokenizer tokenizer;
+    Logger log;
+    int progress;               // overwrite one line instead of printing many
+    double last_line;           // when the terminal last got one; 0: another text came in between
+    double train_seconds;       // spent in updates since start_step
+    float val_loss;             // the latest; NaN before the first
+} TrainRun;
+
+static inline uint64_t run_tokens_per_step(const TrainRun* run) {
+    return (uint64_t)run->config.B * (uint64_t)run->config.T * (uint64_t)run->micro_steps;
+}
+
+static inline void run_print(const TrainRun* run, const char* program, const char* device) {
+    const TrainConfig* c = &run->config;
+    const GPT2Config* m = &run->model;
+    ParamSpec specs[NUM_PARAMS];
+    size_t params = gpt2_param_specs(specs, m);
+    printf("%s, commit %s, on %s\n", program, GIT_COMMIT, device);
+    printf("model             %d layers, %d channels, %d heads, vocabulary %d (padded %d), context %d: "
+           "%zu parameters\n", m->L, m->C, m->NH, m->V, m->Vp, m->max_T, params);
+    recipe_print(&run->recipe, m->L, stdout);
+    printf("data              %s: %d shard%s, %" PRIu64 " tokens, identity %016" PRIx64 "\n",
+           c->train_data, run->train.num_shards, run->train.num_shards == 1 ? "" : "s",
+           run->train.num_tokens, run->train.identity);
+    printf("batch             %d x %d tokens x %d micro-step%s = %" PRIu64 " tokens an update\n", c->B, c->T,
+           run->micro_steps, run->micro_steps == 1 ? "" : "s", run_tokens_per_step(run));
+    printf("steps             %d (%.2f epochs), %s from %g over %d warmup steps to %g\n", run->num_steps,
+           (double)run->num_steps * (double)run_tokens_per_step(run) / (double)run->train.num_tokens,
+           c->schedule, c->learning_rate, c->warmup_steps, c->learning_rate * c->final_fraction);
+    if (c->val_every > 0) {
+        printf("validation        %s: %" PRIu64 " of %" PRIu64 " tokens every %d steps\n", c->val_data,
+               run->val_rows * (uint64_t)c->T, run->val.num_tokens, c->val_every);
+    }
+}
+
+// argv as main got it; `program` and `device` for the printout and the log.
+static inline void run_open(TrainRun* run, int argc, char** argv, const char* program,
+                            const char* device) {
+    memset(run, 0, sizeof(*run));
+    TrainConfig* c = &run->config;
+    *c = train_config_defaults();
+    train_config_flags(c, run->flags);
+    flags_parse(run->flags, TRAIN_NUM_FLAGS, argc, argv);
+    train_config_check(c);
+    run->model = file_exists(c->model) ? checkpoint_read_config(c->model) : gpt2_config(c->model, c->T);
+    check(c->T <= run->model.max_T, "-t %d is longer than the model's context of %d tokens", c->T,
+          run->model.max_T);
+    run->recipe = recipe_parse(c->recipe, run->model.L);
+    check(run->recipe.base == FORMAT_FP32 || c->T % 16 == 0,
+          "-t %d: the recipe %s needs a multiple of 16, its block of tokens", c->T, c->recipe);
+
+    dataloader_open(&run->train, c->train_data, c->T, run->model.V, 1, c->seed);
+    run->micro_steps = train_config_micro_steps(c);
+    uint64_t rows_per_step = (uint64_t)c->B * (uint64_t)run->micro_steps;
+    check(c->num_steps >= 0 || run->train.num_rows >= rows_per_step, "%s: %" PRIu64 " tokens are less than "
+          "one update of %" PRIu64 "; reduce -d or -b, or give -x", c->train_data, run->train.num_tokens,
+          run_tokens_per_step(run));
+    run->num_steps = c->num_steps >= 0 ? c->num_steps : (int)(run->train.num_rows / rows_per_step);
+    check(c->warmup_steps <= run->num_steps, "-u %d warmup steps are more than the run's %d",
+          c->warmup_steps, run->num_steps);
+    if (c->val_every > 0) {
+        dataloader_open(&run->val, c->val_data, c->T, run->model.V, 0, c->seed);
+        uint64_t wanted = (uint64_t)c->val_tokens / (uint64_t)c->T;
+        check(wanted <= run->val.num_rows, "-vt %" PRId64 ": %s has only %" PRIu64 " rows of -t %d tokens",
+              c->val_tokens, c->val_data, run->val.num_rows, c->T);
+        run->val_rows = wanted > 0 ? wanted : run->val.num_rows;
+    }
+    size_t batch = (size_t)c->B * (size_t)c->T * sizeof(int);
+    run->inputs = (int*)xmalloc(batch, "a batch of tokens");
+    run->targets = (int*)xmalloc(batch, "a batch of tokens");
+    run->val_loss = NAN;
+    run->progress = c->progress == -1 ? isatty(STDOUT_FILENO) : c->progress;
+    tokenizer_open(&run->tokenizer, c->train_data, run->model.V);
+    run_print(run, program, device);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Checkpoints and log. params, m, v (all parameters) lie in host memory.
+
+// Fills params, m, v where they come from files: the newest checkpoint of a resumed run, or the model file
+// given with -e, which has no moments. Otherwise they stay as they are.
+static inline void run_load(TrainRun* run, float* params, float* m, float* v) {
+    const TrainConfig* c = &run->config;
+    int step = checkpoint_find(c->output_dir, c->resume);
+    if (step >= 0) {
+        char* settings = checkpoint_settings(run->flags, TRAIN_NUM_FLAGS, run->train.identity);
+        checkpoint_load(c->output_dir, step, &run->model, params, m, v, settings);
+        free(settings);
+        run->start_step = step;
+        printf("resumed           from step %d in %s\n", step, c->output_dir);
+    } else if (file_exists(c->model)) {
+        checkpoint_load_model(params, c->model);
+        printf("weights           from %s\n", c->model);
+    }
+}
+
+static inline void run_save(TrainRun* run, int step, const float* params, const float* m, const float* v) {
+    const TrainConfig* c = &run->config;
+    char* settings = checkpoint_settings(run->flags, TRAIN_NUM_FLAGS, run->train.identity);
+    directory_create(c->output_dir);
+    checkpoint_save(c->output_dir, step, &run->model, params, m, v, settings);
+    checkpoint_prune(c->output_dir, c->keep_newest, c->keep_multiples);
+    free(settings);
+}
+
+// After run_load: whether an old log is continued depends on the checkpoint found.
+static inline void run_start_log(TrainRun* run, const char* program, const char* device) {
+    ParamSpec specs[NUM_PARAMS];
+    RunInfo info;
+    info.program = program;
+    info.commit = GIT_COMMIT;
+    info.device = device;
+    info.recipe = run->recipe.text;
+    info.train_identity = run->train.identity;
+    info.val_identity = run->config.val_every > 0 ? run->val.identity : 0;
+    info.num_parameters = gpt2_param_specs(specs, &run->model);
+    info.first_step = run->start_step;
+    info.num_steps = run->num_steps;
+    logger_open(&run->log, run->config.output_dir, run->start_step > 0 ? run->start_step : -1);
+    logger_run(&run->log, run->flags, TRAIN_NUM_FLAGS, &info);
+}
+
+static inline void run_close(TrainRun* run) {
+    logger_close(&run->log);
+    tokenizer_close(&run->tokenizer);
+    dataloader_close(&run->train);
+    if (run->config.val_every > 0) { dataloader_close(&run->val); }
+    free(run->inputs);
+    free(run->targets);
+}
+
+// ---------------------------------------------------------------------------------------------
+// When
+
+static inline int run_is_due(const TrainRun* run, int every, int step) {
+    return every > 0 && (step % every == 0 || step == run->num_steps);
+}
+
+static inline int run_saves(const TrainRun* run, int step) {
+    return step > run->start_step && run_is_due(run, run->config.checkpoint_every, step);
+}
+
+// Loads micro-batch number `micro` of step `step` into run->inputs and run->targets.
+static inline void run_batch(TrainRun* run, int step, int micro) {
+    uint64_t number = (uint64_t)step * (uint64_t)run->micro_steps + (uint64_t)micro;
+    dataloader_batch(&run->train, run->inputs, run->targets, number * (uint64_t)run->config.B,
+                     run->config.B);
+}
+
+static inline float run_learning_rate(const TrainRun* run, int step) {
+    const TrainConfig* c = &run->config;
+    return learning_rate(c->schedule, step, run->num_steps, c->warmup_steps, c->learning_rate,
+                         c->final_fraction);
+}
+
+// ---------------------------------------------------------------------------------------------
+// What came out
+
+// Ends the line that is being overwritten, before something else is printed.
+static inline void run_end_progress(const TrainRun* run) {
+    if (run->progress && run->last_line > 0.0) { printf("\n"); }
+}
+
+// One update has taken `ms`. `extra` (may be "") goes to the end of the terminal line. A terminal gets one
+// line that is overwritten; a file gets at most one line a second.
+static inline void run_report_step(TrainRun* run, int step, float loss, float norm, float lr, double ms,
+                                   const char* extra) {
+    double tok_s = (double)run_tokens_per_step(run) / (ms * 1e-3);
+    run->train_seconds += ms * 1e-3;
+    logger_step(&run->log, step, loss, norm, lr, ms, tok_s);
+    check(isfinite(loss) && isfinite(norm), "step %d: loss %g and gradient norm %g are not finite; the "
+          "checkpoints written before are good; try a lower -l, or the recipe with more tail=", step, loss,
+          norm);
+    double now = seconds_now();
+    int last = step + 1 == run->num_steps;
+    if (now - run->last_line < (run->progress ? 0.1 : 1.0) && !last && step != run->start_step) { return; }
+    run->last_line = now;
+    double left = run->train_seconds / (step + 1 - run->start_step) * (run->num_steps - step - 1);
+    printf("%sstep %d/%d (%.0f %%, %d:%02d left) | loss %.4f | norm %.3f | lr %.2e | %.1f ms | %.0f tok/s%s%s",
+           run->progress ? "\r" : "", step + 1, run->num_steps, 100.0 * (step + 1) / run->num_steps,
+           (int)left / 60, (int)left % 60, loss, norm, lr, ms, tok_s, extra, run->progress ? "  " : "\n");
+    fflush(stdout);
+}
+
+static inline void run_report_val(TrainRun* run, int step, float val_loss) {
+    run_end_progress(run);
+    run->val_loss = val_loss;
+    run->last_line = 0.0;
+    printf("step %d/%d | validation loss %.4f\n", step, run->num_steps, val_loss);
+    fflush(stdout);
+    logger_val(&run->log, step, val_loss);
+}
+
+// tokens (n) as text.
+static inline void run_report_sample(TrainRun* run, int step, const int* tokens, int n) {
+    run_end_progress(run);
+    run->last_line = 0.0;
+    printf("--- generated at step %d\n", step);
+    tokenizer_print(stdout, &run->tokenizer, tokens, n);
+    printf("\n---\n");
+    fflush(stdout);
+}
+
+#endif

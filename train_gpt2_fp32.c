@@ -1,0 +1,378 @@
+/*
+Trains GPT-2 on the CPU in plain C: the definition of correct.
+
+All arithmetic is FP32. The low-precision recipes (-p bf16, -p nvfp4) round and quantize what enters a
+GEMM and what the GPU program would store in BF16, with the very functions of llmc/nvfp4.h; so this
+program shows what a recipe does to a loss curve without a GPU, and it is the oracle of
+train_gpt2_nvfp4.cu, which has the same functions in the same order.
+
+Read: gpt2_forward, gpt2_backward, gpt2_update below; then llmc/recipe.h (which GEMM gets what),
+llmc/quantized_linear.h (the linear layer), llmc/nvfp4.h (the format), llmc/layers_cpu.h (the rest of
+the model). Everything about running (flags, data, log, checkpoints) is shared with the CUDA program
+and lives in llmc/ too.
+
+Errors end the program with one message; a library would return them. Results do not depend on the
+number of threads.
+*/
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "llmc/adamw.h"             // adamw_element
+#include "llmc/gpt2.h"              // GPT2Config, ParamSpec, gpt2_init
+#include "llmc/layers_cpu.h"        // encoder, layernorm, attention, gelu, classifier
+#include "llmc/quantized_linear.h"  // linear_forward, linear_backward
+#include "llmc/train_run.h"         // TrainRun: flags, data, log, checkpoints
+
+// ---------------------------------------------------------------------------------------------
+// The model and what one micro-batch leaves behind for the backward pass
+
+typedef struct {
+    float* encoded;         // (B,T,C)
+    float* ln1;             // (L,B,T,C)
+    float* ln1_mean;        // (L,B,T)
+    float* ln1_rstd;        // (L,B,T)
+    float* qkv;             // (L,B,T,3C)
+    float* lse;             // (L,B,NH,T)
+    float* atty;            // (L,B,T,C)    attention's output
+    float* residual2;       // (L,B,T,C)    after attention
+    float* ln2;             // (L,B,T,C)
+    float* ln2_mean;        // (L,B,T)
+    float* ln2_rstd;        // (L,B,T)
+    float* fch;             // (L,B,T,4C)   before GELU
+    float* fch_gelu;        // (L,B,T,4C)
+    float* residual3;       // (L,B,T,C)    after the MLP
+    float* lnf;             // (B,T,C)
+    float* lnf_mean;        // (B,T)
+    float* lnf_rstd;        // (B,T)
+    float* logits;          // (B,T,Vp)     overwritten by their gradient
+    float* losses;          // (B,T)
+    // one layer's worth of scratch
+    float* proj;            // (B,T,C)      output of a projection, before it joins the residual stream
+    float* dresidual;       // (B,T,C)      gradient flowing down the residual stream
+    float* dbt4c;           // (B,T,4C)     gradient inside a branch
+    float* dbtc;            // (B,T,C)      likewise
+} Activations;
+
+typedef struct {
+    GPT2Config config;
+    Recipe recipe;
+    uint64_t seed;
+    ParamSpec specs[NUM_PARAMS];
+    size_t num_params;
+    float* params;          // FP32 master weights
+    float* working;         // what the layers read: the masters rounded to the recipe's base format
+    float* grads;
+    float* m;               // AdamW moments
+    float* v;
+    Activations acts;
+    Linear linear;
+    int B, T;               // most that acts can hold
+    uint32_t micro_step;    // counts micro-batches over the run; stochastic rounding draws by it
+} GPT2;
+
+static float* param(const GPT2* model, int p, int layer) {
+    return model->working + gpt2_param_offset(model->specs, p, layer);
+}
+
+static float* grad(const GPT2* model, int p, int layer) {
+    return model->grads + gpt2_param_offset(model->specs, p, layer);
+}
+
+static float* alloc_floats(size_t n, const char* what) {
+    return (float*)xmalloc(n * sizeof(float), what);
+}
+
+// What the layers read follows from the masters; called whenever those change.
+static void gpt2_refresh_working(GPT2* model) {
+    if (model->recipe.base == FORMAT_FP32) { return; }          // working is params
+    memcpy(model->working, model->params, model->num_params * sizeof(float));
+    round_to(model->recipe.base, model->working, model->num_params);
+}
+
+static void activations_alloc(Activations* a, const GPT2Config* config, size_t B, size_t T) {
+    size_t L = (size_t)config->L, BT = B * T, BTC = BT * (size_t)config->C;
+    struct { float** at; size_t size; const char* name; } tensors[] = {
+        { &a->encoded, BTC, "encoded" },             { &a->ln1, L * BTC, "ln1" },
+        { &a->ln1_mean, L * BT, "ln1_mean" },        { &a->ln1_rstd, L * BT, "ln1_rstd" },
+        { &a->qkv, L * BTC * 3, "qkv" },             { &a->lse, L * BT * (size_t)config->NH, "lse" },
+        { &a->atty, L * BTC, "atty" },               { &a->residual2, L * BTC, "residual2" },
+        { &a->ln2, L * BTC, "ln2" },                 { &a->ln2_mean, L * BT, "ln2_mean" },
+        { &a->ln2_rstd, L * BT, "ln2_rstd" },        { &a->fch, L * BTC * 4, "fch" },
+        { &a->fch_gelu, L * BTC * 4, "fch_gelu" },   { &a->residual3, L * BTC, "residual3" },
+        { &a->lnf, BTC, "lnf" },                     { &a->lnf_mean, BT, "lnf_mean" },
+        { &a->lnf_rstd, BT, "lnf_rstd" },            { &a->logits, BT * (size_t)config->Vp, "logits" },
+        { &a->losses, BT, "losses" },                { &a->proj, BTC, "proj" },
+        { &a->dresidual, BTC, "dresidual" },         { &a->dbt4c, BTC * 4, "dbt4c" },
+        { &a->dbtc, BTC, "dbtc" },
+    };
+    for (size_t i = 0; i < sizeof(tensors) / sizeof(tensors[0]); i++) {
+        *tensors[i].at = alloc_floats(tensors[i].size, tensors[i].name);
+    }
+}
+
+static void gpt2_build(GPT2* model, GPT2Config config, Recipe recipe, int B, int T, uint64_t seed) {
+    memset(model, 0, sizeof(*model));
+    openblas_set_num_threads(1);                // threads are ours: see llmc/gemm_cpu.h
+    model->config = config;
+    model->recipe = recipe;
+    model->seed = seed;
+    model->B = B;
+    model->T = T;
+    size_t n = model->num_params = gpt2_param_specs(model->specs, &config);
+    model->params = alloc_floats(n, "parameters");
+    model->working = recipe.base == FORMAT_FP32 ? model->params : alloc_floats(n, "rounded parameters");
+    model->grads = (float*)xcalloc(n * sizeof(float), "gradients");
+    model->m = (float*)xcalloc(n * sizeof(float), "AdamW moments");
+    model->v = (float*)xcalloc(n * sizeof(float), "AdamW moments");
+    gpt2_init(model->params, model->specs, &config, seed);
+    gpt2_refresh_working(model);
+
+    activations_alloc(&model->acts, &config, (size_t)B, (size_t)T);
+    linear_alloc(&model->linear, (size_t)B * (size_t)T, (size_t)config.C);
+    model->linear.recipe = &model->recipe;
+    model->linear.L = config.L;
+    model->linear.seed = seed;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Forward, backward, update
+
+// The linear layer `linear` of block `layer`, for the calls of linear_forward and linear_backward.
+static const Linear* linear_at(GPT2* model, int layer, int linear) {
+    model->linear.layer = layer;
+    model->linear.linear = linear;
+    model->linear.step = model->micro_step;
+    return &model->linear;
+}
+
+// Runs inputs (B,T) through the model and returns the mean loss against targets (B,T). With dloss not 0
+// the gradient of dloss * (sum of the losses) by the logits takes the logits' place, for gpt2_backward.
+static float gpt2_forward(GPT2* model, const int* inputs, const int* targets, int B, int T, float dloss) {
+    Activations* a = &model->acts;
+    Format base = model->recipe.base;
+    int C = model->config.C, NH = model->config.NH, V = model->config.V, Vp = model->config.Vp;
+    int BT = B * T;
+    size_t BTC = (size_t)BT * (size_t)C;
+    check(B <= model->B && T <= model->T && T <= model->config.max_T,
+          "a batch of %d x %d tokens does not fit a model built for %d x %d", B, T, model->B, model->T);
+
+    encoder_forward(a->encoded, inputs, param(model, WTE, 0), param(model, WPE, 0), B, T, C);
+    round_to(base, a->encoded, BTC);
+    const float* residual = a->encoded;
+    for (int l = 0; l < model->config.L; l++) {
+        size_t at = (size_t)l * BTC, at_row = (size_t)l * (size_t)BT;
+        float* ln1 = a->ln1 + at;
+        float* qkv = a->qkv + 3 * at;
+        float* atty = a->atty + at;
+        float* residual2 = a->residual2 + at;
+        float* ln2 = a->ln2 + at;
+        float* fch = a->fch + 4 * at;
+        float* fch_gelu = a->fch_gelu + 4 * at;
+        float* residual3 = a->residual3 + at;
+
+        layernorm_forward(ln1, a->ln1_mean + at_row, a->ln1_rstd + at_row, residual,
+                          param(model, LN1W, l), param(model, LN1B, l), BT, C);
+        round_to(base, ln1, BTC);
+        linear_forward(qkv, ln1, param(model, QKVW, l), param(model, QKVB, l), BT, C, 3 * C,
+                       linear_at(model, l, LINEAR_QKV));
+        attention_forward(atty, a->lse + at_row * (size_t)NH, qkv, B, T, NH, C / NH, base == FORMAT_BF16);
+        round_to(base, atty, BTC);
+        linear_forward(a->proj, atty, param(model, PROJW, l), param(model, PROJB, l), BT, C, C,
+                       linear_at(model, l, LINEAR_PROJ));
+        residual_forward(residual2, residual, a->proj, BTC);
+        round_to(base, residual2, BTC);
+
+        layernorm_forward(ln2, a->ln2_mean + at_row, a->ln2_rstd + at_row, residual2,
+                          param(model, LN2W, l), param(model, LN2B, l), BT, C);
+        round_to(base, ln2, BTC);
+        linear_forward(fch, ln2, param(model, FCW, l), param(model, FCB, l), BT, C, 4 * C,
+                       linear_at(model, l, LINEAR_FC));
+        gelu_forward(fch_gelu, fch, 4 * BTC);
+        round_to(base, fch_gelu, 4 * BTC);
+        linear_forward(a->proj, fch_gelu, param(model, FCPROJW, l), param(model, FCPROJB, l), BT, 4 * C, C,
+                       linear_at(model, l, LINEAR_FCPROJ));
+        residual_forward(residual3, residual2, a->proj, BTC);
+        round_to(base, residual3, BTC);
+        residual = residual3;
+    }
+    layernorm_forward(a->lnf, a->lnf_mean, a->lnf_rstd, residual, param(model, LNFW, 0),
+                      param(model, LNFB, 0), BT, C);
+    round_to(base, a->lnf, BTC);
+    gemm_cpu(a->logits, a->lnf, param(model, WTE, 0), BT, Vp, C, 0, 1, 1.0f, 0.0f);
+    round_to(base, a->logits, (size_t)BT * (size_t)Vp);
+    fused_classifier(a->logits, a->losses, targets, dloss, BT, V, Vp);
+    round_to(base, a->logits, (size_t)BT * (size_t)Vp);
+
+    double loss = 0.0;
+    for (int i = 0; i < BT; i++) { loss += (double)a->losses[i]; }
+    return (float)(loss / BT);
+}
+
+// Adds the gradients of the micro-batch that gpt2_forward has just seen to model->grads.
+static void gpt2_backward(GPT2* model, const int* inputs, int B, int T) {
+    Activations* a = &model->acts;
+    Format base = model->recipe.base;
+    int C = model->config.C, NH = model->config.NH, Vp = model->config.Vp, L = model->config.L;
+    int BT = B * T;
+    size_t BTC = (size_t)BT * (size_t)C;
+    const float* dlogits = a->logits;
+    float* dresidual = a->dresidual;
+
+    gemm_cpu(a->dbtc, dlogits, param(model, WTE, 0), BT, C, Vp, 0, 0, 1.0f, 0.0f);
+    round_to(base, a->dbtc, BTC);
+    gemm_cpu(grad(model, WTE, 0), dlogits, a->lnf, Vp, C, BT, 1, 0, 1.0f, 1.0f);
+    memset(dresidual, 0, BTC * sizeof(float));
+    layernorm_backward(dresidual, grad(model, LNFW, 0), grad(model, LNFB, 0), a->dbtc,
+                       a->residual3 + (size_t)(L - 1) * BTC, param(model, LNFW, 0), a->lnf_mean,
+                       a->lnf_rstd, BT, C);
+    round_to(base, dresidual, BTC);
+
+    for (int l = L - 1; l >= 0; l--) {
+        size_t at = (size_t)l * BTC, at_row = (size_t)l * (size_t)BT;
+        const float* residual = l == 0 ? a->encoded : a->residual3 + at - BTC;
+
+        linear_backward(a->dbt4c, grad(model, FCPROJW, l), grad(model, FCPROJB, l), dresidual,
+                        a->fch_gelu + 4 * at, param(model, FCPROJW, l), BT, 4 * C, C,
+                        linear_at(model, l, LINEAR_FCPROJ));
+        gelu_backward(a->dbt4c, a->dbt4c, a->fch + 4 * at, 4 * BTC);
+        round_to(base, a->dbt4c, 4 * BTC);
+        linear_backward(a->dbtc, grad(model, FCW, l), grad(model, FCB, l), a->dbt4c, a->ln2 + at,
+                        param(model, FCW, l), BT, C, 4 * C, linear_at(model, l, LINEAR_FC));
+        layernorm_backward(dresidual, grad(model, LN2W, l), grad(model, LN2B, l), a->dbtc,
+                           a->residual2 + at, param(model, LN2W, l), a->ln2_mean + at_row,
+                           a->ln2_rstd + at_row, BT, C);
+        round_to(base, dresidual, BTC);
+
+        linear_backward(a->dbtc, grad(model, PROJW, l), grad(model, PROJB, l), dresidual, a->atty + at,
+                        param(model, PROJW, l), BT, C, C, linear_at(model, l, LINEAR_PROJ));
+        attention_backward(a->dbt4c, a->dbtc, a->qkv + 3 * at, a->atty + at, a->lse + at_row * (size_t)NH,
+                           B, T, NH, C / NH, base == FORMAT_BF16);
+        round_to(base, a->dbt4c, 3 * BTC);
+        linear_backward(a->dbtc, grad(model, QKVW, l), grad(model, QKVB, l), a->dbt4c, a->ln1 + at,
+                        param(model, QKVW, l), BT, C, 3 * C, linear_at(model, l, LINEAR_QKV));
+        layernorm_backward(dresidual, grad(model, LN1W, l), grad(model, LN1B, l), a->dbtc, residual,
+                           param(model, LN1W, l), a->ln1_mean + at_row, a->ln1_rstd + at_row, BT, C);
+        round_to(base, dresidual, BTC);
+    }
+    encoder_backward(grad(model, WTE, 0), grad(model, WPE, 0), dresidual, inputs, B, T, C);
+}
+
+static void gpt2_zero_grad(GPT2* model) {
+    memset(model->grads, 0, model->num_params * sizeof(float));
+}
+
+// Length of the gradient over all parameters. Sums of 65,536 squares each, then their sum in double: the
+// order does not depend on the number of threads.
+static float gpt2_gradient_norm(const GPT2* model) {
+    size_t chunk = 65536, chunks = (model->num_params + chunk - 1) / chunk;
+    double* sums = (double*)xmalloc(chunks * sizeof(double), "gradient norm");
+    #pragma omp parallel for
+    for (size_t i = 0; i < chunks; i++) {
+        size_t left = model->num_params - i * chunk;
+        const float* g = model->grads + i * chunk;
+        sums[i] = (double)vector_dot(g, g, (int)(left < chunk ? left : chunk));
+    }
+    double total = 0.0;
+    for (size_t i = 0; i < chunks; i++) { total += sums[i]; }
+    free(sums);
+    return (float)sqrt(total);
+}
+
+// One AdamW step, number `step` counted from 0. grad_scale multiplies the gradients (clipping).
+static void gpt2_update(GPT2* model, float learning_rate, float weight_decay, float grad_scale, int step) {
+    for (int p = 0; p < NUM_PARAMS; p++) {
+        const ParamSpec* spec = &model->specs[p];
+        size_t begin = spec->offset, end = begin + spec->size * (size_t)spec->layers;
+        AdamW adamw = adamw_step(learning_rate, spec->decay ? weight_decay : 0.0f, grad_scale, step);
+        #pragma omp parallel for
+        for (size_t i = begin; i < end; i++) {
+            adamw_element(&model->params[i], &model->m[i], &model->v[i], model->grads[i], adamw);
+        }
+    }
+    gpt2_refresh_working(model);
+}
+
+// ---------------------------------------------------------------------------------------------
+// The run
+
+// One update: gradients of all its micro-batches, clipping, AdamW. Returns the mean loss; the norm of the
+// gradient before clipping goes to *norm.
+static float train_step(GPT2* model, TrainRun* run, int step, float learning_rate, float* norm) {
+    const TrainConfig* c = &run->config;
+    float loss = 0.0f;
+    gpt2_zero_grad(model);
+    for (int micro = 0; micro < run->micro_steps; micro++) {
+        run_batch(run, step, micro);
+        model->micro_step = (uint32_t)step * (uint32_t)run->micro_steps + (uint32_t)micro;
+        float share = 1.0f / (float)run->micro_steps;
+        loss += share * gpt2_forward(model, run->inputs, run->targets, c->B, c->T,
+                                     share / (float)(c->B * c->T));
+        gpt2_backward(model, run->inputs, c->B, c->T);
+    }
+    *norm = gpt2_gradient_norm(model);
+    float grad_scale = c->clip_norm > 0.0f && *norm > c->clip_norm ? c->clip_norm / *norm : 1.0f;
+    gpt2_update(model, learning_rate, c->weight_decay, grad_scale, step);
+    return loss;
+}
+
+// Mean loss over the first val_rows rows of the validation data, the same ones every time.
+static float estimate_loss(GPT2* model, TrainRun* run) {
+    double sum = 0.0;
+    for (uint64_t row = 0; row < run->val_rows; row += (uint64_t)run->config.B) {
+        uint64_t left = run->val_rows - row;
+        int rows = left < (uint64_t)run->config.B ? (int)left : run->config.B;
+        dataloader_batch(&run->val, run->inputs, run->targets, row, rows);
+        sum += (double)rows * gpt2_forward(model, run->inputs, run->targets, rows, run->config.T, 0.0f);
+    }
+    return (float)(sum / (double)run->val_rows);
+}
+
+// Draws sample_tokens tokens, each from the model's distribution given those before it. The random numbers
+// are of their own, so sampling does not disturb training.
+static void generate(GPT2* model, TrainRun* run, int step) {
+    int T = run->config.T, n = run->config.sample_tokens, V = model->config.V;
+    int* tokens = run->inputs;          // (T)
+    for (int t = 0; t < T; t++) { tokens[t] = run->tokenizer.end_of_text; }
+    memset(run->targets, 0, (size_t)T * sizeof(int));
+    int* text = (int*)xmalloc((size_t)n * sizeof(int), "generated text");
+    for (int i = 0; i < n; i++) {
+        int length = (i / 16 + 1) * 16 < T ? (i / 16 + 1) * 16 : T;     // whole blocks of 16 tokens
+        gpt2_forward(model, tokens, run->targets, 1, length, 0.0f);
+        uint32_t word = philox4x32(model->seed, (uint32_t)i, (uint32_t)step, RANDOM_SAMPLE, 0).word[0];
+        text[i] = sample_token(model->acts.logits + (size_t)i * (size_t)model->config.Vp, V,
+                               random_uniform(word));
+        if (i + 1 < T) { tokens[i + 1] = text[i]; }
+    }
+    run_report_sample(run, step, text, n);
+    free(text);
+}
+
+#ifndef TESTING
+int main(int argc, char** argv) {
+    TrainRun run;
+    GPT2 model;
+    run_open(&run, argc, argv, "train_gpt2_fp32", "CPU");
+    gpt2_build(&model, run.model, run.recipe, run.config.B, run.config.T, run.config.seed);
+    run_load(&run, model.params, model.m, model.v);
+    gpt2_refresh_working(&model);
+    run_start_log(&run, "train_gpt2_fp32", "CPU");
+
+    for (int step = run.start_step; ; step++) {
+        if (run_is_due(&run, run.config.val_every, step)) {
+            run_report_val(&run, step, estimate_loss(&model, &run));
+        }
+        if (run_is_due(&run, run.config.sample_every, step)) { generate(&model, &run, step); }
+        if (run_saves(&run, step)) { run_save(&run, step, model.params, model.m, model.v); }
+        if (step == run.num_steps) { break; }
+
+        double start = seconds_now();
+        float norm, lr = run_learning_rate(&run, step);
+        float loss = train_step(&model, &run, step, lr, &norm);
+        run_report_step(&run, step, loss, norm, lr, 1e3 * (seconds_now() - start), "");
+    }
+    run_close(&run);
+    return 0;
+}
+#endif

@@ -28,27 +28,31 @@ number of threads.
 // ---------------------------------------------------------------------------------------------
 // The model and what one micro-batch leaves behind for the backward pass
 
+typedef struct {            // of one block
+    float* ln1;             // (B,T,C)
+    float* ln1_mean;        // (B,T)
+    float* ln1_rstd;        // (B,T)
+    float* qkv;             // (B,T,3C)
+    float* lse;             // (B,NH,T)     log-sum-exp of the attention scores
+    float* atty;            // (B,T,C)      attention's output
+    float* residual2;       // (B,T,C)      after attention
+    float* ln2;             // (B,T,C)
+    float* ln2_mean;        // (B,T)
+    float* ln2_rstd;        // (B,T)
+    float* fch;             // (B,T,4C)     before GELU
+    float* fch_gelu;        // (B,T,4C)
+    float* residual3;       // (B,T,C)      after the MLP
+} BlockActivations;
+
 typedef struct {
     float* encoded;         // (B,T,C)
-    float* ln1;             // (L,B,T,C)
-    float* ln1_mean;        // (L,B,T)
-    float* ln1_rstd;        // (L,B,T)
-    float* qkv;             // (L,B,T,3C)
-    float* lse;             // (L,B,NH,T)
-    float* atty;            // (L,B,T,C)    attention's output
-    float* residual2;       // (L,B,T,C)    after attention
-    float* ln2;             // (L,B,T,C)
-    float* ln2_mean;        // (L,B,T)
-    float* ln2_rstd;        // (L,B,T)
-    float* fch;             // (L,B,T,4C)   before GELU
-    float* fch_gelu;        // (L,B,T,4C)
-    float* residual3;       // (L,B,T,C)    after the MLP
+    BlockActivations* blocks;   // (L)
     float* lnf;             // (B,T,C)
     float* lnf_mean;        // (B,T)
     float* lnf_rstd;        // (B,T)
     float* logits;          // (B,T,Vp)     overwritten by their gradient
     float* losses;          // (B,T)
-    // one layer's worth of scratch
+    // scratch
     float* proj;            // (B,T,C)      output of a projection, before it joins the residual stream
     float* dresidual;       // (B,T,C)      gradient flowing down the residual stream
     float* dbt4c;           // (B,T,4C)     gradient inside a branch
@@ -92,29 +96,36 @@ static void gpt2_refresh_working(GPT2* model) {
 }
 
 static void activations_alloc(Activations* a, const GPT2Config* config, size_t B, size_t T) {
-    size_t L = (size_t)config->L, BT = B * T, BTC = BT * (size_t)config->C;
-    struct { float** at; size_t size; const char* name; } tensors[] = {
-        { &a->encoded, BTC, "encoded" },             { &a->ln1, L * BTC, "ln1" },
-        { &a->ln1_mean, L * BT, "ln1_mean" },        { &a->ln1_rstd, L * BT, "ln1_rstd" },
-        { &a->qkv, L * BTC * 3, "qkv" },             { &a->lse, L * BT * (size_t)config->NH, "lse" },
-        { &a->atty, L * BTC, "atty" },               { &a->residual2, L * BTC, "residual2" },
-        { &a->ln2, L * BTC, "ln2" },                 { &a->ln2_mean, L * BT, "ln2_mean" },
-        { &a->ln2_rstd, L * BT, "ln2_rstd" },        { &a->fch, L * BTC * 4, "fch" },
-        { &a->fch_gelu, L * BTC * 4, "fch_gelu" },   { &a->residual3, L * BTC, "residual3" },
-        { &a->lnf, BTC, "lnf" },                     { &a->lnf_mean, BT, "lnf_mean" },
-        { &a->lnf_rstd, BT, "lnf_rstd" },            { &a->logits, BT * (size_t)config->Vp, "logits" },
-        { &a->losses, BT, "losses" },                { &a->proj, BTC, "proj" },
-        { &a->dresidual, BTC, "dresidual" },         { &a->dbt4c, BTC * 4, "dbt4c" },
-        { &a->dbtc, BTC, "dbtc" },
-    };
-    for (size_t i = 0; i < sizeof(tensors) / sizeof(tensors[0]); i++) {
-        *tensors[i].at = alloc_floats(tensors[i].size, tensors[i].name);
+    size_t L = (size_t)config->L, NH = (size_t)config->NH, BT = B * T, BTC = BT * (size_t)config->C;
+    a->blocks = (BlockActivations*)xcalloc(L * sizeof(BlockActivations), "blocks");
+    for (size_t l = 0; l < L; l++) {
+        BlockActivations* b = &a->blocks[l];
+        struct { float** at; size_t size; } tensors[] = {
+            { &b->ln1, BTC },       { &b->ln1_mean, BT },   { &b->ln1_rstd, BT },
+            { &b->qkv, 3 * BTC },   { &b->lse, BT * NH },   { &b->atty, BTC },
+            { &b->residual2, BTC }, { &b->ln2, BTC },       { &b->ln2_mean, BT },
+            { &b->ln2_rstd, BT },   { &b->fch, 4 * BTC },   { &b->fch_gelu, 4 * BTC },
+            { &b->residual3, BTC },
+        };
+        for (size_t i = 0; i < sizeof(tensors) / sizeof(tensors[0]); i++) {
+            *tensors[i].at = alloc_floats(tensors[i].size, "activations of a block");
+        }
     }
+    a->encoded = alloc_floats(BTC, "encoded");
+    a->lnf = alloc_floats(BTC, "lnf");
+    a->lnf_mean = alloc_floats(BT, "lnf_mean");
+    a->lnf_rstd = alloc_floats(BT, "lnf_rstd");
+    a->logits = alloc_floats(BT * (size_t)config->Vp, "logits");
+    a->losses = alloc_floats(BT, "losses");
+    a->proj = alloc_floats(BTC, "proj");
+    a->dresidual = alloc_floats(BTC, "dresidual");
+    a->dbt4c = alloc_floats(4 * BTC, "dbt4c");
+    a->dbtc = alloc_floats(BTC, "dbtc");
 }
 
 static void gpt2_build(GPT2* model, GPT2Config config, Recipe recipe, int B, int T, uint64_t seed) {
     memset(model, 0, sizeof(*model));
-    openblas_set_num_threads(1);                // threads are ours: see llmc/gemm_cpu.h
+    gemm_cpu_init();
     model->config = config;
     model->recipe = recipe;
     model->seed = seed;
@@ -162,40 +173,31 @@ static float gpt2_forward(GPT2* model, const int* inputs, const int* targets, in
     round_to(base, a->encoded, BTC);
     const float* residual = a->encoded;
     for (int l = 0; l < model->config.L; l++) {
-        size_t at = (size_t)l * BTC, at_row = (size_t)l * (size_t)BT;
-        float* ln1 = a->ln1 + at;
-        float* qkv = a->qkv + 3 * at;
-        float* atty = a->atty + at;
-        float* residual2 = a->residual2 + at;
-        float* ln2 = a->ln2 + at;
-        float* fch = a->fch + 4 * at;
-        float* fch_gelu = a->fch_gelu + 4 * at;
-        float* residual3 = a->residual3 + at;
-
-        layernorm_forward(ln1, a->ln1_mean + at_row, a->ln1_rstd + at_row, residual,
-                          param(model, LN1W, l), param(model, LN1B, l), BT, C);
-        round_to(base, ln1, BTC);
-        linear_forward(qkv, ln1, param(model, QKVW, l), param(model, QKVB, l), BT, C, 3 * C,
+        BlockActivations* b = &a->blocks[l];
+        layernorm_forward(b->ln1, b->ln1_mean, b->ln1_rstd, residual, param(model, LN1W, l),
+                          param(model, LN1B, l), BT, C);
+        round_to(base, b->ln1, BTC);
+        linear_forward(b->qkv, b->ln1, param(model, QKVW, l), param(model, QKVB, l), BT, C, 3 * C,
                        linear_at(model, l, LINEAR_QKV));
-        attention_forward(atty, a->lse + at_row * (size_t)NH, qkv, B, T, NH, C / NH, base == FORMAT_BF16);
-        round_to(base, atty, BTC);
-        linear_forward(a->proj, atty, param(model, PROJW, l), param(model, PROJB, l), BT, C, C,
+        attention_forward(b->atty, b->lse, b->qkv, B, T, NH, C / NH, base == FORMAT_BF16);
+        round_to(base, b->atty, BTC);
+        linear_forward(a->proj, b->atty, param(model, PROJW, l), param(model, PROJB, l), BT, C, C,
                        linear_at(model, l, LINEAR_PROJ));
-        residual_forward(residual2, residual, a->proj, BTC);
-        round_to(base, residual2, BTC);
+        residual_forward(b->residual2, residual, a->proj, BTC);
+        round_to(base, b->residual2, BTC);
 
-        layernorm_forward(ln2, a->ln2_mean + at_row, a->ln2_rstd + at_row, residual2,
-                          param(model, LN2W, l), param(model, LN2B, l), BT, C);
-        round_to(base, ln2, BTC);
-        linear_forward(fch, ln2, param(model, FCW, l), param(model, FCB, l), BT, C, 4 * C,
+        layernorm_forward(b->ln2, b->ln2_mean, b->ln2_rstd, b->residual2, param(model, LN2W, l),
+                          param(model, LN2B, l), BT, C);
+        round_to(base, b->ln2, BTC);
+        linear_forward(b->fch, b->ln2, param(model, FCW, l), param(model, FCB, l), BT, C, 4 * C,
                        linear_at(model, l, LINEAR_FC));
-        gelu_forward(fch_gelu, fch, 4 * BTC);
-        round_to(base, fch_gelu, 4 * BTC);
-        linear_forward(a->proj, fch_gelu, param(model, FCPROJW, l), param(model, FCPROJB, l), BT, 4 * C, C,
-                       linear_at(model, l, LINEAR_FCPROJ));
-        residual_forward(residual3, residual2, a->proj, BTC);
-        round_to(base, residual3, BTC);
-        residual = residual3;
+        gelu_forward(b->fch_gelu, b->fch, 4 * BTC);
+        round_to(base, b->fch_gelu, 4 * BTC);
+        linear_forward(a->proj, b->fch_gelu, param(model, FCPROJW, l), param(model, FCPROJB, l), BT, 4 * C,
+                       C, linear_at(model, l, LINEAR_FCPROJ));
+        residual_forward(b->residual3, b->residual2, a->proj, BTC);
+        round_to(base, b->residual3, BTC);
+        residual = b->residual3;
     }
     layernorm_forward(a->lnf, a->lnf_mean, a->lnf_rstd, residual, param(model, LNFW, 0),
                       param(model, LNFB, 0), BT, C);
@@ -225,35 +227,31 @@ static void gpt2_backward(GPT2* model, const int* inputs, int B, int T) {
     gemm_cpu(grad(model, WTE, 0), dlogits, a->lnf, Vp, C, BT, 1, 0, 1.0f, 1.0f);
     memset(dresidual, 0, BTC * sizeof(float));
     layernorm_backward(dresidual, grad(model, LNFW, 0), grad(model, LNFB, 0), a->dbtc,
-                       a->residual3 + (size_t)(L - 1) * BTC, param(model, LNFW, 0), a->lnf_mean,
-                       a->lnf_rstd, BT, C);
+                       a->blocks[L - 1].residual3, param(model, LNFW, 0), a->lnf_mean, a->lnf_rstd, BT, C);
     round_to(base, dresidual, BTC);
 
     for (int l = L - 1; l >= 0; l--) {
-        size_t at = (size_t)l * BTC, at_row = (size_t)l * (size_t)BT;
-        const float* residual = l == 0 ? a->encoded : a->residual3 + at - BTC;
-
-        linear_backward(a->dbt4c, grad(model, FCPROJW, l), grad(model, FCPROJB, l), dresidual,
-                        a->fch_gelu + 4 * at, param(model, FCPROJW, l), BT, 4 * C, C,
-                        linear_at(model, l, LINEAR_FCPROJ));
-        gelu_backward(a->dbt4c, a->dbt4c, a->fch + 4 * at, 4 * BTC);
+        const BlockActivations* b = &a->blocks[l];
+        const float* residual = l == 0 ? a->encoded : a->blocks[l - 1].residual3;
+        linear_backward(a->dbt4c, grad(model, FCPROJW, l), grad(model, FCPROJB, l), dresidual, b->fch_gelu,
+                        param(model, FCPROJW, l), BT, 4 * C, C, linear_at(model, l, LINEAR_FCPROJ));
+        gelu_backward(a->dbt4c, a->dbt4c, b->fch, 4 * BTC);
         round_to(base, a->dbt4c, 4 * BTC);
-        linear_backward(a->dbtc, grad(model, FCW, l), grad(model, FCB, l), a->dbt4c, a->ln2 + at,
+        linear_backward(a->dbtc, grad(model, FCW, l), grad(model, FCB, l), a->dbt4c, b->ln2,
                         param(model, FCW, l), BT, C, 4 * C, linear_at(model, l, LINEAR_FC));
-        layernorm_backward(dresidual, grad(model, LN2W, l), grad(model, LN2B, l), a->dbtc,
-                           a->residual2 + at, param(model, LN2W, l), a->ln2_mean + at_row,
-                           a->ln2_rstd + at_row, BT, C);
+        layernorm_backward(dresidual, grad(model, LN2W, l), grad(model, LN2B, l), a->dbtc, b->residual2,
+                           param(model, LN2W, l), b->ln2_mean, b->ln2_rstd, BT, C);
         round_to(base, dresidual, BTC);
 
-        linear_backward(a->dbtc, grad(model, PROJW, l), grad(model, PROJB, l), dresidual, a->atty + at,
+        linear_backward(a->dbtc, grad(model, PROJW, l), grad(model, PROJB, l), dresidual, b->atty,
                         param(model, PROJW, l), BT, C, C, linear_at(model, l, LINEAR_PROJ));
-        attention_backward(a->dbt4c, a->dbtc, a->qkv + 3 * at, a->atty + at, a->lse + at_row * (size_t)NH,
-                           B, T, NH, C / NH, base == FORMAT_BF16);
+        attention_backward(a->dbt4c, a->dbtc, b->qkv, b->atty, b->lse, B, T, NH, C / NH,
+                           base == FORMAT_BF16);
         round_to(base, a->dbt4c, 3 * BTC);
-        linear_backward(a->dbtc, grad(model, QKVW, l), grad(model, QKVB, l), a->dbt4c, a->ln1 + at,
+        linear_backward(a->dbtc, grad(model, QKVW, l), grad(model, QKVB, l), a->dbt4c, b->ln1,
                         param(model, QKVW, l), BT, C, 3 * C, linear_at(model, l, LINEAR_QKV));
         layernorm_backward(dresidual, grad(model, LN1W, l), grad(model, LN1B, l), a->dbtc, residual,
-                           param(model, LN1W, l), a->ln1_mean + at_row, a->ln1_rstd + at_row, BT, C);
+                           param(model, LN1W, l), b->ln1_mean, b->ln1_rstd, BT, C);
         round_to(base, dresidual, BTC);
     }
     encoder_backward(grad(model, WTE, 0), grad(model, WPE, 0), dresidual, inputs, B, T, C);
@@ -353,7 +351,8 @@ static void generate(GPT2* model, TrainRun* run, int step) {
 int main(int argc, char** argv) {
     TrainRun run;
     GPT2 model;
-    run_open(&run, argc, argv, "train_gpt2_fp32", "CPU");
+    run_parse(&run, argc, argv);
+    run_open(&run, "train_gpt2_fp32", "CPU");
     gpt2_build(&model, run.model, run.recipe, run.config.B, run.config.T, run.config.seed);
     run_load(&run, model.params, model.m, model.v);
     gpt2_refresh_working(&model);
@@ -370,7 +369,7 @@ int main(int argc, char** argv) {
         double start = seconds_now();
         float norm, lr = run_learning_rate(&run, step);
         float loss = train_step(&model, &run, step, lr, &norm);
-        run_report_step(&run, step, loss, norm, lr, 1e3 * (seconds_now() - start), "");
+        run_report_step(&run, step, loss, norm, lr, 1e3 * (seconds_now() - start), NAN, NAN);
     }
     run_close(&run);
     return 0;

@@ -15,13 +15,16 @@ Plain C11 that nvcc also compiles for the device; the same input gives the same 
 #include <string.h>
 
 // UNROLL stands before a loop over a small array that a device thread keeps in registers, where an
-// element is named, not indexed. C compilers decide for themselves.
+// element is named, not indexed. C compilers decide for themselves. LANES is UNROLL before a loop whose
+// turns are independent: a C compiler makes vector instructions of it.
 #ifdef __CUDACC__
 #define HOST_DEVICE __host__ __device__
 #define UNROLL _Pragma("unroll")
+#define LANES _Pragma("unroll")
 #else
 #define HOST_DEVICE
 #define UNROLL
+#define LANES _Pragma("omp simd")
 #endif
 
 #define FLOAT_SIGN_BIT 0x80000000u

@@ -8,7 +8,16 @@ element is summed in the same order whatever the number of threads.
 #define LLMC_GEMM_CPU_H
 
 #include <cblas.h>
+#include <omp.h>
 #include <stddef.h>
+
+// Once, before the first product: threads are ours, BLAS calls have one each. (OpenBLAS's build for OpenMP
+// sets the number of threads of the whole program, so that is restored.)
+static inline void gemm_cpu_init(void) {
+    int threads = omp_get_max_threads();
+    openblas_set_num_threads(1);
+    omp_set_num_threads(threads);
+}
 
 // D (M,N) = alpha * op(A) @ op(B) + beta * D, all row-major and without gaps. op transposes: A is stored
 // as (K,M) if transpose_a, B as (N,K) if transpose_b.

@@ -49,51 +49,38 @@ HOST_DEVICE static inline float e2m1_to_float(uint8_t code) {
 //
 //     |x|      below 2    2 to 4    4 to 6
 //     step     0.5        1         2
-//     codes    0 .. 4     4 .. 6    6, 7         = 2 * log2(range) + |x| / step
-//     range    1          2         4            = 2 * step
+//     codes    0 .. 4     4 .. 6    6, 7
 //
-// The range is the power of two in |x|, and at least 1: the exponent bits of x, without the others.
-// Both encoders start here, with x clamped to +-6. A comparison with NaN is false, so NaN gives +6
-// whatever its sign, as the hardware does; the quantizers never let it come to that.
-HOST_DEVICE static inline float e2m1_clamp(float x) {
-    x = x < 6.0f ? x : 6.0f;
-    return x > -6.0f ? x : -6.0f;
+// So a code is base + |x| / step, with base 0, 2, 4, and rounding |x| / step to an integer rounds to a
+// code. Steps are powers of two: the multiplication is exact. Both encoders clamp |x| to 6 first; NaN
+// gives +6 whatever its sign, as the hardware does, and the quantizers never let it come to that.
+HOST_DEVICE static inline float e2m1_steps(float a) {           // |x| / step
+    return a * (a < 2.0f ? 2.0f : a < 4.0f ? 1.0f : 0.5f);
 }
 
-HOST_DEVICE static inline float e2m1_range(float x) {
-    float power = bits_float(float_bits(x) & FLOAT_INFINITY_BITS);
-    return power > 1.0f ? power : 1.0f;
+HOST_DEVICE static inline uint32_t e2m1_base(float a) {
+    return a < 2.0f ? 0u : a < 4.0f ? 2u : 4u;
 }
 
-// The lowest 3 bits of `code`, below the sign of x.
 HOST_DEVICE static inline uint8_t e2m1_with_sign(uint32_t code, float x) {
-    return (uint8_t)((code & 7u) | (float_bits(x) >> 28 & ~7u));
+    return (uint8_t)(x != x ? 7u : code | float_bits(x) >> 31 << 3);
 }
 
-// Nearest code; ties go to the even code. Adding range * 2^22 pushes all digits below one step out of
-// the sum, so the addition itself rounds to steps, as FP32 does: to nearest, ties to even. The steps
-// are then the sum's lowest bits, and 2 * log2(range) is in its exponent, one bit higher up than a
-// shift by 23 would bring it down. The 3 more ranges are 6 steps; they make what else the shifted
-// exponent holds, 298, a multiple of 8. (range * 4194307 is exact: fused or not, the same sum.)
+// Nearest code; ties go to the even code, because the bases are even.
 HOST_DEVICE static inline uint8_t e2m1_from_float(float x) {
-    x = e2m1_clamp(x);
-    uint32_t sum = float_bits(fabsf(x) + e2m1_range(x) * (4194304.0f + 3.0f));
-    return e2m1_with_sign(sum + (sum >> 22), x);
+    float a = fabsf(x) < 6.0f ? fabsf(x) : 6.0f;
+    return e2m1_with_sign(e2m1_base(a) + (uint32_t)(int)rintf(e2m1_steps(a)), x);
 }
 
 // Stochastic rounding: up with the probability of the position between the two neighbours, in steps
 // of 1/256. `random` is a byte, 0..255. `fixed` counts 256ths of a step; adding the random byte to it
-// carries into the next code exactly `fraction` times in 256. 2 * log2(range) in the same unit is the
-// exponent of range, shifted to that place, less its bias of 127; adding 1 instead makes 128, which is
-// a multiple of 8 codes.
+// carries into the next code exactly `fraction` times in 256.
 // A value on the grid stays; the expected value is at most 1/256 of a gap too small, because digits
 // behind the eighth are cut off.
 HOST_DEVICE static inline uint8_t e2m1_from_float_stochastic(float x, uint32_t random) {
-    x = e2m1_clamp(x);
-    float range = e2m1_range(x);
-    float inverse = bits_float(((127u + 9u + 127u) << 23) - float_bits(range));   // 512 / range
-    uint32_t fixed = (uint32_t)(fabsf(x) * inverse);        // the multiplication is exact
-    return e2m1_with_sign(((float_bits(range) >> 14) + 512 + fixed + random) >> 8, x);
+    float a = fabsf(x) < 6.0f ? fabsf(x) : 6.0f;
+    uint32_t fixed = (uint32_t)(int)(256.0f * e2m1_steps(a));
+    return e2m1_with_sign(e2m1_base(a) + ((fixed + random) >> 8), x);
 }
 
 // Two codes to a byte: the even-numbered element in the low nibble.
@@ -232,12 +219,15 @@ HOST_DEVICE static inline void nvfp4_quantize_block(uint8_t* codes /* (8) */, co
     uint8_t code[NVFP4_BLOCK];
     if (rounding.stochastic) {
         Philox bytes = nvfp4_random_bytes(rounding, block);
+        uint32_t random[NVFP4_BLOCK];
         UNROLL
+        for (int j = 0; j < NVFP4_BLOCK; j++) { random[j] = nvfp4_random_byte(bytes, j); }
+        LANES
         for (int j = 0; j < NVFP4_BLOCK; j++) {
-            code[j] = e2m1_from_float_stochastic(x[j] * block_inverse, nvfp4_random_byte(bytes, j));
+            code[j] = e2m1_from_float_stochastic(x[j] * block_inverse, random[j]);
         }
     } else {
-        UNROLL
+        LANES
         for (int j = 0; j < NVFP4_BLOCK; j++) { code[j] = e2m1_from_float(x[j] * block_inverse); }
     }
     UNROLL
@@ -325,14 +315,18 @@ static inline void nvfp4_transpose(Nvfp4Matrix* out, const Nvfp4Matrix* in) {
 // product is exact in BF16: E2M1 has 2 significant bits and E4M3 has 4, so it has at most 6 of
 // BF16's 8. The tensor scales go into the GEMM's alpha.
 static inline void nvfp4_expand(float* out, const Nvfp4Matrix* in) {
-    size_t rows = (size_t)in->rows, cols = (size_t)in->cols;
+    size_t cols = (size_t)in->cols, blocks = cols / NVFP4_BLOCK;
+    float values[16];
+    for (int code = 0; code < 16; code++) { values[code] = e2m1_to_float((uint8_t)code); }
     #pragma omp parallel for
-    for (size_t row = 0; row < rows; row++) {
-        for (size_t block = 0; block < cols / NVFP4_BLOCK; block++) {
+    for (size_t row = 0; row < (size_t)in->rows; row++) {
+        for (size_t block = 0; block < blocks; block++) {
             float scale = e4m3_to_float(in->block_scales[nvfp4_scale_offset(row, block, cols)]);
-            size_t first = row * cols + block * NVFP4_BLOCK;
-            for (size_t i = first; i < first + NVFP4_BLOCK; i++) {
-                out[i] = e2m1_to_float(in->codes[i / 2] >> (4 * (i % 2)) & 15) * scale;
+            const uint8_t* codes = in->codes + (row * blocks + block) * (NVFP4_BLOCK / 2);
+            float* x = out + (row * blocks + block) * NVFP4_BLOCK;
+            for (int j = 0; j < NVFP4_BLOCK / 2; j++) {
+                x[2 * j] = values[codes[j] & 15] * scale;
+                x[2 * j + 1] = values[codes[j] >> 4] * scale;
             }
         }
     }

@@ -1,8 +1,8 @@
 /*
 A training run without its model: what train_gpt2_fp32.c and train_gpt2_nvfp4.cu have in common.
 
-run_open reads the flags, opens the data and says what is going to happen; the programs' main loops
-then ask it when to validate, sample and save, and tell it what came out, which goes to the terminal
+run_parse reads the flags, run_open opens the data and says what is going to happen; the programs' main
+loops then ask it when to validate, sample and save, and tell it what came out, which goes to the terminal
 and to log.jsonl. Whatever is derived from flags (micro-steps, number of updates) is derived here.
 
 C11 that also compiles as C++17.
@@ -71,15 +71,18 @@ static inline void run_print(const TrainRun* run, const char* program, const cha
     }
 }
 
-// argv as main got it; `program` and `device` for the printout and the log.
-static inline void run_open(TrainRun* run, int argc, char** argv, const char* program,
-                            const char* device) {
+// argv as main got it.
+static inline void run_parse(TrainRun* run, int argc, char** argv) {
     memset(run, 0, sizeof(*run));
-    TrainConfig* c = &run->config;
-    *c = train_config_defaults();
-    train_config_flags(c, run->flags);
+    run->config = train_config_defaults();
+    train_config_flags(&run->config, run->flags);
     flags_parse(run->flags, TRAIN_NUM_FLAGS, argc, argv);
-    train_config_check(c);
+    train_config_check(&run->config);
+}
+
+// `program` and `device` for the printout.
+static inline void run_open(TrainRun* run, const char* program, const char* device) {
+    const TrainConfig* c = &run->config;
     run->model = file_exists(c->model) ? checkpoint_read_config(c->model) : gpt2_config(c->model, c->T);
     check(c->T <= run->model.max_T, "-t %d is longer than the model's context of %d tokens", c->T,
           run->model.max_T);
@@ -199,10 +202,10 @@ static inline void run_end_progress(const TrainRun* run) {
     if (run->progress && run->last_line > 0.0) { printf("\n"); }
 }
 
-// One update has taken `ms`. `extra` (may be "") goes to the end of the terminal line. A terminal gets one
-// line that is overwritten; a file gets at most one line a second.
+// One update has taken `ms`. peak_share is the share of the device's peak rate, joules those per token; NaN
+// if unknown. A terminal gets one line that is overwritten; a file gets at most one line a second.
 static inline void run_report_step(TrainRun* run, int step, float loss, float norm, float lr, double ms,
-                                   const char* extra) {
+                                   double peak_share, double joules) {
     double tok_s = (double)run_tokens_per_step(run) / (ms * 1e-3);
     run->train_seconds += ms * 1e-3;
     logger_step(&run->log, step, loss, norm, lr, ms, tok_s);
@@ -214,9 +217,12 @@ static inline void run_report_step(TrainRun* run, int step, float loss, float no
     if (now - run->last_line < (run->progress ? 0.1 : 1.0) && !last && step != run->start_step) { return; }
     run->last_line = now;
     double left = run->train_seconds / (step + 1 - run->start_step) * (run->num_steps - step - 1);
-    printf("%sstep %d/%d (%.0f %%, %d:%02d left) | loss %.4f | norm %.3f | lr %.2e | %.1f ms | %.0f tok/s%s%s",
+    printf("%sstep %d/%d (%.0f %%, %d:%02d left) | loss %.4f | norm %.3f | lr %.2e | %.1f ms | %.0f tok/s",
            run->progress ? "\r" : "", step + 1, run->num_steps, 100.0 * (step + 1) / run->num_steps,
-           (int)left / 60, (int)left % 60, loss, norm, lr, ms, tok_s, extra, run->progress ? "  " : "\n");
+           (int)left / 60, (int)left % 60, loss, norm, lr, ms, tok_s);
+    if (isfinite(peak_share)) { printf(" | %.1f %% of peak", 100.0 * peak_share); }
+    if (isfinite(joules)) { printf(" | %.3f mJ/token", 1e3 * joules); }
+    printf("%s", run->progress ? "  " : "\n");
     fflush(stdout);
 }
 

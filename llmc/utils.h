@@ -105,9 +105,10 @@ static inline void directory_create(const char* path) {
 // ---------------------------------------------------------------------------------------------
 // Reading files
 
+// A file; a directory of that name does not count.
 static inline int file_exists(const char* path) {
     struct stat info;
-    return stat(path, &info) == 0;
+    return stat(path, &info) == 0 && S_ISREG(info.st_mode);
 }
 
 // `hint` says what to do if the file cannot be opened.

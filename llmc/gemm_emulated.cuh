@@ -1,0 +1,45 @@
+/*
+NVFP4 products on GPUs without FP4 tensor cores: both operands are expanded to BF16 and multiplied as
+BF16. What that means, in numbers:
+
+    value(code) has at most 2 significant bits, a block scale 4, their product 6 (45 = 3 * 15 at most);
+    BF16 holds 8, and all exponents, 2^-10 to 2^11. So the expanded operands are exact.
+
+    A product of two expanded values has at most 11 significant bits, a sum of 16 of them from one pair
+    of blocks at most 20; FP32 holds 24. So the products are exact.
+
+    The two tensor scales go into alpha, as they do with FP4 tensor cores, which take no other place.
+
+What remains is the order and the width of the sum over blocks, which no vendor documents. Operands of
+small integers, whose sums are exact in any order, therefore give the same bits on both paths; others
+differ from the exact sum by at most K * 2^-24 * sum |a*b|, each path in its own way.
+*/
+#ifndef LLMC_GEMM_EMULATED_CUH
+#define LLMC_GEMM_EMULATED_CUH
+
+#include "gemm_plain.cuh"
+#include "quantize.cuh"
+
+// D (M,N) = alpha (1) * A (M,K) @ B (N,K)^T, or D += for accumulate; D is BF16 or FP32 (type_D). scratch
+// holds M*K + N*K values.
+static inline void gemm_emulated(GemmPlain* g, __nv_bfloat16* scratch, void* D, cudaDataType_t type_D,
+                                 int accumulate, const Nvfp4Matrix* A, const Nvfp4Matrix* B,
+                                 const float* alpha, cudaStream_t stream) {
+    __nv_bfloat16* A_expanded = scratch;
+    __nv_bfloat16* B_expanded = scratch + (size_t)A->rows * A->cols;
+    quantize_expand(A_expanded, A, stream);
+    quantize_expand(B_expanded, B, stream);
+
+    GemmArgs args;
+    memset(&args, 0, sizeof(args));
+    args.M = A->rows;
+    args.N = B->rows;
+    args.K = A->cols;
+    args.type = CUDA_R_16BF;
+    args.type_D = type_D;
+    args.accumulate = accumulate;
+    args.alpha = alpha;
+    gemm_plain(g, D, A_expanded, B_expanded, args, stream);
+}
+
+#endif

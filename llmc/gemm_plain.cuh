@@ -1,0 +1,177 @@
+/*
+Matrix products in the formats that every supported GPU multiplies: BF16 and FP32. The products that
+the recipe leaves in high precision come here, and the emulated NVFP4 products after expansion.
+
+Multiplied by cuBLASLt: sums in FP32, one rounding when D is stored. FP32 inputs are multiplied as FP32,
+never as TF32. What cuBLASLt needs to know about a product, above all which of its kernels to run, is
+found once for each form and size, and kept.
+
+The same call gives the same bits every time. Three things see to it: a sum over K may be split only
+if the parts are kept in FP32 and added in a separate step, never in the order in which they happen to
+arrive; the kernel is the first choice of cuBLASLt's heuristic, which knows sizes only, not the one
+that won a race; and there is one workspace, for one stream.
+*/
+#ifndef LLMC_GEMM_PLAIN_CUH
+#define LLMC_GEMM_PLAIN_CUH
+
+#include "cuda_common.cuh"
+
+#define GEMM_WORKSPACE_BYTES ((size_t)32 << 20)     // what NVIDIA advises for Hopper
+#define GEMM_MAX_PLANS 128
+
+// What to compute:  D (M,N) = alpha * A (M,K) @ B (N,K)^T + beta * D + bias (N). A and B lie in memory as
+// written, or the other way round if the flag says so. The three products of a linear layer:
+//
+//                                       M    N    K       D         A       B       stored other way
+//     out     = inp @ weight^T + bias   N    OC   C       (N,OC)    inp     weight  neither
+//     dinp    = dout @ weight           N    C    OC      (N,C)     dout    weight  B: (OC,C) is (K,N)
+//     dweight += dout^T @ inp           OC   C    N       (OC,C)    dout    inp     A and B
+typedef struct {
+    int M, N, K;
+    int A_is_KM, B_is_KN;       // A is stored as (K,M) instead of (M,K); B as (K,N) instead of (N,K)
+    cudaDataType_t type;        // of A and B: CUDA_R_16BF or CUDA_R_32F
+    cudaDataType_t type_D;      // of D and bias: the same, or CUDA_R_32F
+    int accumulate;             // beta: add to what D holds
+    const void* bias;           // (N), or NULL
+    const float* alpha;         // (1) on the device, or NULL for 1
+} GemmArgs;
+
+// What cuBLASLt knows about one kind of product.
+typedef struct {
+    GemmArgs args;              // of the call that made it
+    cublasLtMatmulDesc_t operation;
+    cublasLtMatrixLayout_t A, B, D;
+    cublasLtMatmulAlgo_t kernel;
+} GemmPlan;
+
+typedef struct {
+    cublasLtHandle_t handle;
+    void* workspace;            // GEMM_WORKSPACE_BYTES, device
+    float* zero_one;            // (2) the numbers 0 and 1, device
+    GemmPlan plans[GEMM_MAX_PLANS];
+    int num_plans;
+} GemmPlain;
+
+static inline void gemm_plain_create(GemmPlain* g) {
+    memset(g, 0, sizeof(*g));
+    cublasCheck(cublasLtCreate(&g->handle));
+    g->workspace = cuda_malloc(GEMM_WORKSPACE_BYTES, "the GEMM workspace");
+    g->zero_one = (float*)cuda_malloc(2 * sizeof(float), "GEMM constants");
+    const float zero_one[2] = { 0.0f, 1.0f };
+    cudaCheck(cudaMemcpy(g->zero_one, zero_one, sizeof(zero_one), cudaMemcpyHostToDevice));
+}
+
+static inline void gemm_plain_free(GemmPlain* g) {
+    for (int i = 0; i < g->num_plans; i++) {
+        cublasCheck(cublasLtMatmulDescDestroy(g->plans[i].operation));
+        cublasCheck(cublasLtMatrixLayoutDestroy(g->plans[i].A));
+        cublasCheck(cublasLtMatrixLayoutDestroy(g->plans[i].B));
+        cublasCheck(cublasLtMatrixLayoutDestroy(g->plans[i].D));
+    }
+    cudaCheck(cudaFree(g->workspace));
+    cudaCheck(cudaFree(g->zero_one));
+    cublasCheck(cublasLtDestroy(g->handle));
+}
+
+// ---------------------------------------------------------------------------------------------
+// Plans
+
+static inline int gemm_same_plan(const GemmArgs* a, const GemmArgs* b) {
+    return a->M == b->M && a->N == b->N && a->K == b->K && a->A_is_KM == b->A_is_KM &&
+           a->B_is_KN == b->B_is_KN && a->type == b->type && a->type_D == b->type_D &&
+           a->accumulate == b->accumulate && (a->bias == NULL) == (b->bias == NULL) &&
+           (a->alpha == NULL) == (b->alpha == NULL);
+}
+
+static inline void gemm_set_int(cublasLtMatmulDesc_t operation, cublasLtMatmulDescAttributes_t attribute,
+                                int32_t value) {
+    cublasCheck(cublasLtMatmulDescSetAttribute(operation, attribute, &value, sizeof(value)));
+}
+
+// A matrix that is (rows, cols) in row-major order is (cols, rows) in cuBLAS's column-major order.
+static inline cublasLtMatrixLayout_t gemm_layout(cudaDataType_t type, int rows, int cols) {
+    cublasLtMatrixLayout_t layout;
+    cublasCheck(cublasLtMatrixLayoutCreate(&layout, type, (uint64_t)cols, (uint64_t)rows, cols));
+    return layout;
+}
+
+// cuBLAS sees every matrix transposed, so it computes D^T = B @ A^T, with our B as its first operand.
+// What it sees of our B (N,K) is (K,N), and has to be transposed back; of our A (M,K) it sees (K,M), which
+// is the A^T it needs.
+static inline void gemm_make_plan(GemmPlan* plan, const GemmPlain* g, const GemmArgs* a) {
+    plan->args = *a;
+    cublasCheck(cublasLtMatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    gemm_set_int(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, a->B_is_KN ? CUBLAS_OP_N : CUBLAS_OP_T);
+    gemm_set_int(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, a->A_is_KM ? CUBLAS_OP_T : CUBLAS_OP_N);
+    gemm_set_int(plan->operation, CUBLASLT_MATMUL_DESC_POINTER_MODE,
+                 a->alpha != NULL ? CUBLASLT_POINTER_MODE_DEVICE : CUBLASLT_POINTER_MODE_HOST);
+    if (a->bias != NULL) {
+        gemm_set_int(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+        gemm_set_int(plan->operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, a->type_D);
+    }
+    plan->A = a->A_is_KM ? gemm_layout(a->type, a->K, a->M) : gemm_layout(a->type, a->M, a->K);
+    plan->B = a->B_is_KN ? gemm_layout(a->type, a->K, a->N) : gemm_layout(a->type, a->N, a->K);
+    plan->D = gemm_layout(a->type_D, a->M, a->N);
+
+    cublasLtMatmulPreference_t preference;
+    uint64_t workspace = GEMM_WORKSPACE_BYTES;
+    uint32_t split = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    uint32_t alignment = 16;
+    cublasCheck(cublasLtMatmulPreferenceCreate(&preference));
+    cublasCheck(cublasLtMatmulPreferenceSetAttribute(
+        preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof(workspace)));
+    cublasCheck(cublasLtMatmulPreferenceSetAttribute(
+        preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &split, sizeof(split)));
+    static const cublasLtMatmulPreferenceAttributes_t alignments[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES };
+    for (int i = 0; i < 4; i++) {
+        cublasCheck(cublasLtMatmulPreferenceSetAttribute(preference, alignments[i], &alignment,
+                                                         sizeof(alignment)));
+    }
+    cublasLtMatmulHeuristicResult_t found;
+    int count = 0;
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+        g->handle, plan->operation, plan->B, plan->A, plan->D, plan->D, preference, 1, &found, &count);
+    check(status == CUBLAS_STATUS_SUCCESS && count == 1,
+          "cuBLASLt has no kernel for D (%d, %d), K = %d, type %d to %d, A_is_KM %d, B_is_KN %d, bias %d: %s",
+          a->M, a->N, a->K, a->type, a->type_D, a->A_is_KM, a->B_is_KN, a->bias != NULL,
+          cublasLtGetStatusString(status));
+    plan->kernel = found.algo;
+    cublasCheck(cublasLtMatmulPreferenceDestroy(preference));
+}
+
+static inline GemmPlan* gemm_plan(GemmPlain* g, const GemmArgs* args) {
+    for (int i = 0; i < g->num_plans; i++) {
+        if (gemm_same_plan(&g->plans[i].args, args)) { return &g->plans[i]; }
+    }
+    check(g->num_plans < GEMM_MAX_PLANS, "more than %d kinds of matrix product", GEMM_MAX_PLANS);
+    GemmPlan* plan = &g->plans[g->num_plans++];
+    gemm_make_plan(plan, g, args);
+    return plan;
+}
+
+// ---------------------------------------------------------------------------------------------
+
+// See GemmArgs. All addresses are multiples of 16 bytes, as are the rows of all matrices.
+static inline void gemm_plain(GemmPlain* g, void* D, const void* A, const void* B, GemmArgs args,
+                              cudaStream_t stream) {
+    int vector = args.type == CUDA_R_16BF ? 8 : 4;          // elements in 16 bytes
+    check(args.M > 0 && args.N > 0 && args.K > 0 && args.N % vector == 0 &&
+          (args.A_is_KM ? args.M : args.K) % vector == 0 && (args.B_is_KN ? args.N : args.K) % vector == 0,
+          "D (%d, %d), K = %d: the rows of a matrix are not multiples of %d", args.M, args.N, args.K, vector);
+    check((((uintptr_t)D | (uintptr_t)A | (uintptr_t)B | (uintptr_t)args.bias) & 15) == 0,
+          "an address is not a multiple of 16: D %p, A %p, B %p, bias %p", D, A, B, args.bias);
+    GemmPlan* plan = gemm_plan(g, &args);
+    if (args.bias != NULL) {
+        cublasCheck(cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                                                   &args.bias, sizeof(args.bias)));
+    }
+    const float host_alpha = 1.0f, host_beta = args.accumulate ? 1.0f : 0.0f;
+    const float* alpha = args.alpha != NULL ? args.alpha : &host_alpha;
+    const float* beta = args.alpha != NULL ? g->zero_one + (args.accumulate != 0) : &host_beta;
+    cublasCheck(cublasLtMatmul(g->handle, plan->operation, alpha, B, plan->B, A, plan->A, beta, D, plan->D,
+                               D, plan->D, &plan->kernel, g->workspace, GEMM_WORKSPACE_BYTES, stream));
+}
+
+#endif

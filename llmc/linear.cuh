@@ -1,0 +1,163 @@
+/*
+THE RECIPE: the three GEMMs of a linear layer on the GPU, and what happens to each operand.
+
+    fprop    Y  = X W^T      X (N,C): 1x16 along C, nearest         W (OC,C): 16x16 tiles, nearest
+    dgrad    dX = dY W       dY (N,OC): 1x16 along OC, stochastic   W^T (C,OC): the codes of W, transposed
+    wgrad    dW = dY^T X     dY^T (OC,N) and X^T (C,N): Hadamard over 16 tokens, then 1x16 along N;
+                             dY^T stochastic, X^T nearest
+
+N = B*T tokens. Every operand lies contiguous along what its GEMM contracts, because that is how FP4 tensor
+cores read; so X and dY are quantized twice, in both directions, from one reading of the BF16 tensor. X^T
+is kept from forward to backward, packed, in place of X: 4.5 bits an element instead of 16. The weight is
+quantized once per update.
+
+Which of this happens in which block is data: recipe.h. The same in plain C, and the oracle of this file:
+quantized_linear.h. Source: arXiv 2509.25149, section 4 and figure 5.
+*/
+#ifndef LLMC_LINEAR_CUH
+#define LLMC_LINEAR_CUH
+
+#include "bias.cuh"
+#include "gemm.cuh"
+#include "quantize.cuh"
+#include "recipe.h"
+
+// Sees every operand right after it was quantized (tests and dumps). `source` is the BF16 tensor
+// (rows, cols), or (cols, rows) for the operands named ^T.
+typedef void (*OperandObserver)(int layer, int linear, int operand, const __nv_bfloat16* source,
+                                const Nvfp4Matrix* quantized);
+
+// Where a linear layer stands, and working memory that all of them share.
+typedef struct {
+    const Recipe* recipe;
+    int L;                      // blocks of the model
+    int layer, linear;          // which one this call is for
+    uint64_t seed;
+    uint32_t step;              // counts micro-batches over the run: see Nvfp4Rounding
+    int training;               // a backward pass will follow: keep X^T
+    OperandObserver observe;    // NULL: nobody looks
+    Gemm* gemm;
+    int* nonfinite;             // (1) tells which operand first was not finite: see quantize_alpha
+    float* alpha;               // (1)
+    float* bias_scratch;        // bias_backward_scratch(4C)
+    Nvfp4Matrix x_q[NUM_LINEARS];       // (N, in)  operands that live for one GEMM; their codes share
+    Nvfp4Matrix dy_q[NUM_LINEARS];      // (N, out) memory, their scales do not
+    Nvfp4Matrix dyT_q[NUM_LINEARS];     // (out, N)
+    cudaStream_t stream;
+} Linear;
+
+// What one layer owns in NVFP4. Matrices that the recipe does not need have no memory (codes NULL).
+typedef struct {
+    Nvfp4Matrix w_q;            // (OC, C)   from one update to the next
+    Nvfp4Matrix wT_q;           // (C, OC)
+    Nvfp4Matrix xT_q;           // (C, N)    from forward to backward
+} QuantizedLinear;
+
+static inline Nvfp4Rounding linear_rounding(const Linear* l, int operand) {
+    Nvfp4Rounding rounding;
+    rounding.stochastic = l->recipe->stochastic && (operand == OPERAND_DY || operand == OPERAND_DYT);
+    rounding.seed = l->seed;
+    rounding.tag = operand_tag(l->layer, l->linear, operand);
+    rounding.step = l->step;
+    return rounding;
+}
+
+static inline void linear_observe(const Linear* l, int operand, const __nv_bfloat16* source,
+                                  const Nvfp4Matrix* quantized) {
+    if (l->observe != NULL && quantized != NULL) {
+        l->observe(l->layer, l->linear, operand, source, quantized);
+    }
+}
+
+// Quantizes x (N, cols) in both directions at once; x_q or xT_q may be NULL.
+static void linear_quantize(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT_q, const __nv_bfloat16* x, int N,
+                            int cols, int operand, int operandT, const Linear* l) {
+    int hadamard = l->recipe->hadamard;
+    quantize_amax(x_q != NULL ? x_q->amax : NULL, xT_q != NULL ? xT_q->amax : NULL, x, N, cols, hadamard,
+                  l->stream);
+    quantize_activation(x_q, xT_q, x, N, cols, hadamard, linear_rounding(l, operand),
+                        linear_rounding(l, operandT), l->stream);
+    linear_observe(l, operand, x, x_q);
+    linear_observe(l, operandT, x, xT_q);
+}
+
+// D (M,N) = A (M,K) @ B (N,K)^T, added to D if it is FP32.
+template <typename Real>
+static void linear_gemm(Real* D, const Nvfp4Matrix* A, const Nvfp4Matrix* B, int operand_a, int operand_b,
+                        const Linear* l) {
+    int tag = (l->layer * NUM_LINEARS + l->linear) * NUM_OPERANDS;
+    quantize_alpha(l->alpha, l->nonfinite, A->amax, B->amax, tag + operand_a, tag + operand_b, l->stream);
+    gemm_nvfp4(D, A, B, l->alpha, l->gemm, l->stream);
+}
+
+// Quantizes weight (OC,C) after an update.
+static void linear_update_weight(QuantizedLinear* q, const __nv_bfloat16* weight, int OC, int C,
+                                 const Linear* l) {
+    if (q->w_q.codes == NULL) { return; }
+    quantize_weight(&q->w_q, &q->wT_q, weight, OC, C, l->recipe->tile16, l->stream);
+    linear_observe(l, OPERAND_W, weight, &q->w_q);
+    linear_observe(l, OPERAND_WT, weight, &q->wT_q);
+}
+
+// out (N,OC) = inp (N,C) @ weight (OC,C)^T + bias (OC).
+static void linear_forward(__nv_bfloat16* out, const __nv_bfloat16* inp, const __nv_bfloat16* weight,
+                           const __nv_bfloat16* bias, QuantizedLinear* q, int N, int C, int OC,
+                           const Linear* l) {
+    int fprop = recipe_quantizes(l->recipe, FPROP, l->layer, l->L);
+    int wgrad = recipe_quantizes(l->recipe, WGRAD, l->layer, l->L) && l->training;
+    Nvfp4Matrix x_q = l->x_q[l->linear];
+    x_q.rows = N;                               // may be fewer than there is memory for
+    if (fprop || wgrad) {
+        linear_quantize(fprop ? &x_q : NULL, wgrad ? &q->xT_q : NULL, inp, N, C, OPERAND_X, OPERAND_XT, l);
+    }
+    if (fprop) {
+        linear_gemm(out, &x_q, &q->w_q, OPERAND_X, OPERAND_W, l);
+        bias_add(out, bias, N, OC, l->stream);
+    } else {
+        gemm_forward(out, inp, weight, bias, N, C, OC, l->gemm, l->stream);
+    }
+}
+
+// dinp (N,C) = dout (N,OC) @ weight (OC,C);  dweight (OC,C) += dout^T @ inp (N,C);  dbias (OC) += column
+// sums of dout. inp is what the forward pass saw; it is not read where q holds its quantized transpose.
+static void linear_backward(__nv_bfloat16* dinp, float* dweight, float* dbias, const __nv_bfloat16* dout,
+                            const __nv_bfloat16* inp, const __nv_bfloat16* weight, QuantizedLinear* q,
+                            int N, int C, int OC, const Linear* l) {
+    int dgrad = recipe_quantizes(l->recipe, DGRAD, l->layer, l->L);
+    int wgrad = recipe_quantizes(l->recipe, WGRAD, l->layer, l->L);
+    const Nvfp4Matrix* dy_q = &l->dy_q[l->linear];
+    const Nvfp4Matrix* dyT_q = &l->dyT_q[l->linear];
+    bias_backward(dbias, dout, l->bias_scratch, N, OC, l->stream);
+    if (dgrad || wgrad) {
+        linear_quantize(dgrad ? dy_q : NULL, wgrad ? dyT_q : NULL, dout, N, OC, OPERAND_DY, OPERAND_DYT, l);
+    }
+    // dweight first: dinp may overwrite inp's memory
+    if (wgrad) {
+        linear_gemm(dweight, dyT_q, &q->xT_q, OPERAND_DYT, OPERAND_XT, l);
+    } else {
+        gemm_wgrad(dweight, dout, inp, N, C, OC, l->gemm, l->stream);
+    }
+    if (dgrad) {
+        linear_gemm(dinp, dy_q, &q->wT_q, OPERAND_DY, OPERAND_WT, l);
+    } else {
+        gemm_dgrad(dinp, dout, weight, N, C, OC, l->gemm, l->stream);
+    }
+}
+
+// FP32 tensors are never quantized.
+static void linear_forward(float* out, const float* inp, const float* weight, const float* bias,
+                           QuantizedLinear*, int N, int C, int OC, const Linear* l) {
+    gemm_forward(out, inp, weight, bias, N, C, OC, l->gemm, l->stream);
+}
+
+static void linear_backward(float* dinp, float* dweight, float* dbias, const float* dout, const float* inp,
+                            const float* weight, QuantizedLinear*, int N, int C, int OC,
+                            const Linear* l) {
+    bias_backward(dbias, dout, l->bias_scratch, N, OC, l->stream);
+    gemm_wgrad(dweight, dout, inp, N, C, OC, l->gemm, l->stream);
+    gemm_dgrad(dinp, dout, weight, N, C, OC, l->gemm, l->stream);
+}
+
+static void linear_update_weight(QuantizedLinear*, const float*, int, int, const Linear*) {}
+
+#endif

@@ -1,0 +1,356 @@
+/*
+NVFP4 quantization on the device: the same bits as the reference quantizer in nvfp4.h, for every kind
+of operand in one pass over the BF16 source.
+
+    operand                          blocks            source rows and columns
+    x, dY, W (rows, cols)            1x16 or 16x16     as stored
+    their transposes (cols, rows)    1x16 or 16x16     16 consecutive rows form a block, after a
+                                                       Hadamard transform where the recipe asks for one
+
+A quantizer has to know the amax of the whole matrix before it can write the first code, so there are
+two passes: quantize_amax, then quantize_activation. For a weight, quantize_weight does both.
+
+Every number comes from the functions of nvfp4.h, random.h and hadamard.h; this file only moves the
+data. Blocks of 16 never leave the thread that owns them, so no result depends on the launch shape.
+*/
+#ifndef LLMC_QUANTIZE_CUH
+#define LLMC_QUANTIZE_CUH
+
+#include "cuda_common.cuh"
+#include "hadamard.h"
+#include "nvfp4.h"
+
+// ---------------------------------------------------------------------------------------------
+// Memory of a quantized matrix: codes, block scales, amax, each part on a multiple of 256 bytes
+
+static inline size_t nvfp4_align(size_t bytes) {
+    return CEIL_DIV(bytes, (size_t)256) * 256;
+}
+
+// Device memory that a matrix of this size occupies.
+static inline size_t nvfp4_matrix_bytes(int rows, int cols) {
+    return nvfp4_align(nvfp4_codes_size((size_t)rows, (size_t)cols)) +
+           nvfp4_align(nvfp4_scales_size((size_t)rows, (size_t)cols)) + nvfp4_align(sizeof(float));
+}
+
+// A matrix in nvfp4_matrix_bytes of device memory that start on a multiple of 256. The scales are
+// zeroed here, once: no quantizer writes their padding, and the tensor cores read it.
+static inline Nvfp4Matrix nvfp4_matrix_place(void* memory, int rows, int cols) {
+    size_t scales_size = nvfp4_scales_size((size_t)rows, (size_t)cols);
+    Nvfp4Matrix matrix;
+    matrix.rows = rows;
+    matrix.cols = cols;
+    matrix.codes = (uint8_t*)memory;
+    matrix.block_scales = matrix.codes + nvfp4_align(nvfp4_codes_size((size_t)rows, (size_t)cols));
+    matrix.amax = (float*)(matrix.block_scales + nvfp4_align(scales_size));
+    cudaCheck(cudaMemset(matrix.block_scales, 0, scales_size));
+    return matrix;
+}
+
+// A matrix in memory of its own; `codes` is the address to free.
+static inline Nvfp4Matrix nvfp4_matrix_alloc(int rows, int cols, const char* what) {
+    return nvfp4_matrix_place(cuda_malloc(nvfp4_matrix_bytes(rows, cols), what), rows, cols);
+}
+
+static inline void quantize_check_shape(int rows, int cols) {
+    check(rows > 0 && cols > 0 && rows % NVFP4_BLOCK == 0 && cols % NVFP4_BLOCK == 0,
+          "a (%d, %d) matrix cannot be quantized: both sizes have to be multiples of %d", rows, cols,
+          NVFP4_BLOCK);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Pairs and blocks of BF16
+
+// Two neighbouring BF16 values lie in one 32-bit word, the first in its lower half.
+__device__ static inline float pair_value(uint32_t pair, int second) {
+    return bits_float(second ? pair & 0xffff0000u : pair << 16);
+}
+
+// For a matrix whose amax is known to be finite: fmaxf would drop a NaN.
+__device__ static inline float block_amax(const float* x /* (16) */) {
+    float amax = 0.0f;
+    UNROLL
+    for (int i = 0; i < NVFP4_BLOCK; i++) { amax = fmaxf(amax, fabsf(x[i])); }
+    return amax;
+}
+
+// ---------------------------------------------------------------------------------------------
+// amax
+
+#define AMAX_THREADS 128
+
+// A thread owns two neighbouring columns and reads 16 rows of them at a time, 64 bytes in flight; a
+// warp reads 128 bytes of each row. The maxima are taken over bit patterns, which keeps NaN and Inf.
+// The transform's rounding never decreases, so rounding the largest sum gives the largest rounded sum.
+static __global__ void amax_kernel(uint32_t* amax, uint32_t* amaxT,
+                                   const __nv_bfloat16* x /* (rows, cols) */, int rows, int cols,
+                                   int hadamard) {
+    __shared__ uint32_t shared_amax[2];
+    if (threadIdx.x < 2) { shared_amax[threadIdx.x] = 0; }
+    __syncthreads();
+
+    uint32_t largest = 0, largest_sum = 0;
+    int col = 2 * (int)(blockIdx.x * AMAX_THREADS + threadIdx.x);
+    int last_row = col < cols ? rows : 0;
+    for (int row = 16 * (int)blockIdx.y; row < last_row; row += 16 * (int)gridDim.y) {
+        const __nv_bfloat16* x_col = x + (size_t)row * cols + col;
+        uint32_t pairs[16];
+        UNROLL
+        for (int r = 0; r < 16; r++) { pairs[r] = *(const uint32_t*)(x_col + (size_t)r * cols); }
+        UNROLL
+        for (int second = 0; second < 2; second++) {
+            float values[16];
+            UNROLL
+            for (int r = 0; r < 16; r++) {
+                values[r] = pair_value(pairs[r], second);
+                largest = max(largest, float_abs_bits(values[r]));
+            }
+            if (hadamard) {
+                hadamard_sums(values);
+                UNROLL
+                for (int r = 0; r < 16; r++) {
+                    largest_sum = max(largest_sum, float_abs_bits(values[r]));
+                }
+            }
+        }
+    }
+    uint32_t largestT = hadamard ? float_bits(hadamard_round(bits_float(largest_sum))) : largest;
+
+    largest = __reduce_max_sync(0xffffffffu, largest);
+    largestT = __reduce_max_sync(0xffffffffu, largestT);
+    if (threadIdx.x % 32 == 0) {
+        atomicMax(&shared_amax[0], largest);
+        atomicMax(&shared_amax[1], largestT);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        if (amax != NULL) { atomicMax(amax, shared_amax[0]); }
+        if (amaxT != NULL) { atomicMax(amaxT, shared_amax[1]); }
+    }
+}
+
+// amax (1) = max |x| over x (rows, cols); amaxT (1) = the same over the transposed x, which differs only
+// if groups of 16 rows are Hadamard-transformed first. Either may be NULL. A NaN or Inf in x gives a
+// result that is not finite.
+static inline void quantize_amax(float* amax, float* amaxT, const __nv_bfloat16* x, int rows, int cols,
+                                 int hadamard, cudaStream_t stream) {
+    quantize_check_shape(rows, cols);
+    if (amax != NULL) { cudaCheck(cudaMemsetAsync(amax, 0, sizeof(float), stream)); }
+    if (amaxT != NULL) { cudaCheck(cudaMemsetAsync(amaxT, 0, sizeof(float), stream)); }
+    int column_blocks = CEIL_DIV(cols, 2 * AMAX_THREADS);
+    int row_blocks = CEIL_DIV(4096, column_blocks);     // fills any GPU a few times over
+    if (row_blocks > rows / 16) { row_blocks = rows / 16; }
+    amax_kernel<<<dim3(column_blocks, row_blocks), AMAX_THREADS, 0, stream>>>(
+        (uint32_t*)amax, (uint32_t*)amaxT, x, rows, cols, hadamard);
+    cudaCheck(cudaGetLastError());
+}
+
+// ---------------------------------------------------------------------------------------------
+// Quantization
+
+#define QUANTIZE_THREADS 256
+#define TILE_ROWS 64
+#define TILE_COLS 128
+
+// Quantizes 16 values of which the block scale's amax is known, and stores them as block `block` of row
+// `row`.
+__device__ static inline void quantize_store(Nvfp4Matrix out, size_t row, size_t block,
+                                             const float* x /* (16) */, float amax,
+                                             Nvfp4TensorScale tensor, Nvfp4Rounding rounding) {
+    size_t index = row * ((size_t)out.cols / NVFP4_BLOCK) + block;
+    uint8_t block_scale = nvfp4_block_scale(amax, tensor);
+    uint8_t codes[8];
+    nvfp4_quantize_block(codes, x, nvfp4_block_inverse(block_scale, tensor), rounding, index);
+    uint2 words;
+    memcpy(&words, codes, sizeof(words));
+    ((uint2*)out.codes)[index] = words;
+    out.block_scales[nvfp4_scale_offset(row, block, (size_t)out.cols)] = block_scale;
+}
+
+// One tile of 64 x 128 per block of threads, in shared memory for the transposed reading. A thread owns
+// two blocks of 16 along the columns, and then two along the rows:
+//
+//   along columns   8 neighbouring lanes take the 8 blocks of a row: 256 bytes read, 64 bytes of codes
+//   along rows      a lane takes two neighbouring columns, 4 neighbouring lanes take the 4 groups of 16
+//                   rows: together 32 bytes of codes, one sector, of each column
+//
+// In shared memory, word w of a row in group g stands at w ^ 8g, so that the 4 x 8 words which a warp
+// reads at once along the rows lie in 32 different banks.
+//
+// `out` or `outT` may lack memory (codes NULL) and is then left out. If tile16 is set, the amax of a
+// block is that of its 16x16 tile; both directions then give the same codes and scales.
+static __global__ void quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT,
+                                       const __nv_bfloat16* x /* (rows, cols) */, int rows, int cols,
+                                       int hadamard, int tile16, Nvfp4Rounding rounding,
+                                       Nvfp4Rounding roundingT) {
+    __shared__ uint4 tile[TILE_ROWS][TILE_COLS / 8];
+    __shared__ uint32_t tile_amax[TILE_ROWS / 16][TILE_COLS / 16];
+    int first_row = (int)blockIdx.y * TILE_ROWS, first_col = (int)blockIdx.x * TILE_COLS;
+    if (threadIdx.x < sizeof(tile_amax) / sizeof(uint32_t)) { tile_amax[0][threadIdx.x] = 0; }
+    __syncthreads();
+
+    // this thread's blocks along the columns: block b of the tile, in rows r and r + 32
+    int b = (int)threadIdx.x % 8, r = (int)threadIdx.x / 8;
+    int col = first_col + 16 * b;
+    uint32_t pairs[2][8];
+    UNROLL
+    for (int k = 0; k < 2; k++) {
+        int row = first_row + r + 32 * k, group = (r + 32 * k) / 16;
+        if (row >= rows || col >= cols) { continue; }
+        const uint4* from = (const uint4*)(x + (size_t)row * cols + col);
+        uint4 low = from[0], high = from[1];
+        tile[r + 32 * k][(2 * b) ^ (2 * group)] = low;
+        tile[r + 32 * k][(2 * b + 1) ^ (2 * group)] = high;
+        memcpy(&pairs[k][0], &low, sizeof(low));
+        memcpy(&pairs[k][4], &high, sizeof(high));
+        if (tile16) {
+            float values[16];
+            UNROLL
+            for (int i = 0; i < 16; i++) { values[i] = pair_value(pairs[k][i / 2], i % 2); }
+            atomicMax(&tile_amax[group][b], float_bits(block_amax(values)));
+        }
+    }
+    __syncthreads();
+
+    if (out.codes != NULL) {
+        Nvfp4TensorScale tensor = nvfp4_tensor_scale(*out.amax);
+        UNROLL
+        for (int k = 0; k < 2; k++) {
+            int row = first_row + r + 32 * k, group = (r + 32 * k) / 16;
+            if (row >= rows || col >= cols) { continue; }
+            float values[16];
+            UNROLL
+            for (int i = 0; i < 16; i++) { values[i] = pair_value(pairs[k][i / 2], i % 2); }
+            float amax = tile16 ? bits_float(tile_amax[group][b]) : block_amax(values);
+            quantize_store(out, (size_t)row, (size_t)col / 16, values, amax, tensor, rounding);
+        }
+    }
+
+    int group = (int)threadIdx.x % 4, word = (int)threadIdx.x / 4;
+    int rowT = first_row + 16 * group, colT = first_col + 2 * word;
+    if (outT.codes != NULL && rowT < rows && colT < cols) {
+        Nvfp4TensorScale tensor = nvfp4_tensor_scale(*outT.amax);
+        const uint32_t* words = (const uint32_t*)tile[16 * group];
+        uint32_t pairsT[16];
+        UNROLL
+        for (int i = 0; i < 16; i++) { pairsT[i] = words[i * (TILE_COLS / 2) + (word ^ (8 * group))]; }
+        UNROLL
+        for (int second = 0; second < 2; second++) {
+            float values[16];
+            UNROLL
+            for (int i = 0; i < 16; i++) { values[i] = pair_value(pairsT[i], second); }
+            if (hadamard) { hadamard_transform(values); }
+            float amax = tile16 ? bits_float(tile_amax[group][word / 8]) : block_amax(values);
+            quantize_store(outT, (size_t)(colT + second), (size_t)rowT / 16, values, amax, tensor,
+                           roundingT);
+        }
+    }
+}
+
+static inline void quantize_launch(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT_q,
+                                   const __nv_bfloat16* x, int rows, int cols, int hadamard, int tile16,
+                                   Nvfp4Rounding rounding, Nvfp4Rounding roundingT,
+                                   cudaStream_t stream) {
+    quantize_check_shape(rows, cols);
+    check(x_q == NULL || (x_q->rows == rows && x_q->cols == cols),
+          "a (%d, %d) matrix is quantized into one of (%d, %d)", rows, cols, x_q->rows, x_q->cols);
+    check(xT_q == NULL || (xT_q->rows == cols && xT_q->cols == rows),
+          "the transpose of a (%d, %d) matrix is quantized into one of (%d, %d)", rows, cols, xT_q->rows,
+          xT_q->cols);
+    check(CEIL_DIV(rows, TILE_ROWS) <= 65535, "%d rows are more than one launch covers: reduce -b or -t",
+          rows);
+    Nvfp4Matrix absent;
+    memset(&absent, 0, sizeof(absent));
+    dim3 grid(CEIL_DIV(cols, TILE_COLS), CEIL_DIV(rows, TILE_ROWS));
+    quantize_kernel<<<grid, QUANTIZE_THREADS, 0, stream>>>(
+        x_q != NULL ? *x_q : absent, xT_q != NULL ? *xT_q : absent, x, rows, cols, hadamard, tile16,
+        rounding, roundingT);
+    cudaCheck(cudaGetLastError());
+}
+
+// x_q (rows, cols) = x (rows, cols), in 1x16 blocks. xT_q (cols, rows) = the transpose of x, in 1x16
+// blocks, that is, of 16 consecutive rows of x, Hadamard-transformed if the flag is set. Either may be
+// NULL. Both matrices' amax must have been set by quantize_amax with the same flag.
+static inline void quantize_activation(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT_q,
+                                       const __nv_bfloat16* x, int rows, int cols, int hadamard,
+                                       Nvfp4Rounding rounding, Nvfp4Rounding roundingT,
+                                       cudaStream_t stream) {
+    quantize_launch(x_q, xT_q, x, rows, cols, hadamard, 0, rounding, roundingT, stream);
+}
+
+// w_q (OC, C) = w (OC, C) and wT_q (C, OC) = its transpose, to nearest, amax included. In 16x16 tiles
+// (tile16) wT_q has the codes and scales of w_q; otherwise each has blocks of 1x16 along its own rows.
+static inline void quantize_weight(const Nvfp4Matrix* w_q, const Nvfp4Matrix* wT_q,
+                                   const __nv_bfloat16* w, int OC, int C, int tile16,
+                                   cudaStream_t stream) {
+    Nvfp4Rounding nearest;
+    memset(&nearest, 0, sizeof(nearest));
+    quantize_amax(w_q->amax, wT_q->amax, w, OC, C, 0, stream);
+    quantize_launch(w_q, wT_q, w, OC, C, 0, tile16, nearest, nearest, stream);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Expansion
+
+#define EXPAND_THREADS_X 32         // 256 columns
+#define EXPAND_THREADS_Y 8          // 8 rows
+
+// A thread expands half a block: 4 bytes of codes into one 16-byte store.
+static __global__ void expand_kernel(__nv_bfloat16* out /* (rows, cols) */, Nvfp4Matrix in) {
+    int col = 8 * (int)(blockIdx.x * EXPAND_THREADS_X + threadIdx.x);
+    int first_row = (int)(blockIdx.y * EXPAND_THREADS_Y + threadIdx.y);
+    if (col >= in.cols) { return; }
+    for (int row = first_row; row < in.rows; row += (int)gridDim.y * EXPAND_THREADS_Y) {
+        size_t first = (size_t)row * in.cols + col;
+        size_t block = (size_t)col / NVFP4_BLOCK;
+        uint32_t codes = *(const uint32_t*)(in.codes + first / 2);
+        float scale = e4m3_to_float(in.block_scales[nvfp4_scale_offset(row, block, in.cols)]);
+        Vec<__nv_bfloat16> values;
+        UNROLL
+        for (int i = 0; i < 8; i++) {
+            values.at[i] = from_float<__nv_bfloat16>(e2m1_to_float(codes >> (4 * i) & 15) * scale);
+        }
+        vec_store(out + first, values);
+    }
+}
+
+// out (rows, cols) = code value * block scale, exact in BF16: see nvfp4_expand in nvfp4.h.
+static inline void quantize_expand(__nv_bfloat16* out, const Nvfp4Matrix* in, cudaStream_t stream) {
+    quantize_check_shape(in->rows, in->cols);
+    int column_blocks = CEIL_DIV(in->cols, 8 * EXPAND_THREADS_X);
+    int row_blocks = CEIL_DIV(16384, column_blocks);
+    int most = CEIL_DIV(in->rows, EXPAND_THREADS_Y);
+    dim3 grid(column_blocks, row_blocks < most ? row_blocks : most);
+    expand_kernel<<<grid, dim3(EXPAND_THREADS_X, EXPAND_THREADS_Y), 0, stream>>>(out, *in);
+    cudaCheck(cudaGetLastError());
+}
+
+// ---------------------------------------------------------------------------------------------
+// The GEMM's factor, and operands that are not finite
+
+static __global__ void alpha_kernel(float* alpha, int* nonfinite, const float* amax_a,
+                                    const float* amax_b, int tag_a, int tag_b) {
+    float a = *amax_a, b = *amax_b;
+    int a_good = float_abs_bits(a) < FLOAT_INFINITY_BITS;
+    int b_good = float_abs_bits(b) < FLOAT_INFINITY_BITS;
+    float product = a * b;
+    int product_good = product <= FLOAT_LARGEST && (product > 0.0f || a == 0.0f || b == 0.0f);
+    if (*nonfinite == 0 && !(a_good && b_good && product_good)) {
+        *nonfinite = 1 + (a_good && !b_good ? tag_b : tag_a);
+    }
+    *alpha = nvfp4_alpha(a, b);
+}
+
+// alpha (1) = what turns a product of the two expanded matrices into real numbers.
+//
+// nonfinite (1), 0 before the first call, receives 1 + tag of the first operand in the order of the
+// stream that had a NaN or Inf, or whose amax times the other's is too large or too small for FP32.
+// Later operands do not overwrite it: they are mostly not finite because the first one was not. The
+// host looks at it once a step; until then results are garbage, but nothing else happens.
+static inline void quantize_alpha(float* alpha, int* nonfinite, const float* amax_a, const float* amax_b,
+                                  int tag_a, int tag_b, cudaStream_t stream) {
+    alpha_kernel<<<1, 1, 0, stream>>>(alpha, nonfinite, amax_a, amax_b, tag_a, tag_b);
+    cudaCheck(cudaGetLastError());
+}
+
+#endif

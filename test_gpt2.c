@@ -1,0 +1,307 @@
+/*
+Tests of train_gpt2_fp32.c as a whole, on the CPU; the parts have theirs in dev/test. No network, and no
+data but the stored PyTorch reference (dev/reference/tiny_*.bin).
+
+    ./test_gpt2                              every test
+    ./test_gpt2 MODEL.bin STATE.bin          only the comparison with PyTorch, for another reference made
+                                             by dev/reference/make_reference.py
+
+The CUDA program has the same comparison in dev/test/test_model.cu.
+*/
+#define TESTING
+#include "train_gpt2_fp32.c"
+#include "dev/reference/reference_file.h"
+#include "dev/test/report.h"
+
+// |a - b| over |b| as vectors; NaN anywhere gives NaN, which no comparison accepts.
+static double relative_distance(const float* a, const float* b, size_t n) {
+    double difference = 0.0, length = 0.0;
+    for (size_t i = 0; i < n; i++) {
+        difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        length += (double)b[i] * b[i];
+    }
+    return sqrt(difference / (length > 0.0 ? length : 1.0));
+}
+
+static int same_bits(const float* a, const float* b, size_t n) {
+    return memcmp(a, b, n * sizeof(float)) == 0;
+}
+
+// A small model with all its parameters away from 0 and 1, so that an error in any of them shows.
+static void build_small(GPT2* model, const char* recipe, int B, int T) {
+    GPT2Config config = gpt2_config("layers=2,channels=64,heads=2,vocab=100", 32);
+    gpt2_build(model, config, recipe_parse(recipe, config.L), B, T, 42);
+    for (int p = 0; p < NUM_PARAMS; p++) {
+        size_t count = p == WTE ? (size_t)config.V * (size_t)config.C
+                                : model->specs[p].size * (size_t)model->specs[p].layers;
+        float* values = model->params + model->specs[p].offset;
+        for (size_t i = 0; i < count; i++) { values[i] += 0.02f * random_normal(7, 99, i * 16 + (size_t)p); }
+    }
+    gpt2_refresh_working(model);
+}
+
+static void fill_tokens(int* inputs, int* targets, int n, int V, uint32_t seed) {
+    for (int i = 0; i < n; i++) {
+        Philox p = philox4x32(seed, (uint32_t)i, 0, 0, 0);
+        inputs[i] = (int)(p.word[0] % (uint32_t)V);
+        targets[i] = (int)(p.word[1] % (uint32_t)V);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+
+// Bounded. Against PyTorch in FP32: logits, loss, each parameter's gradient, and the losses and gradient
+// norms of ten AdamW steps on one batch. Sums of up to a few thousand FP32 terms in different orders: errors
+// of some 1e-6 relative. Fails with: LayerNorm eps 1e-6; GELU constant 0.0447; decay on biases; scale 1/HS.
+static void test_reference(const char* model_path, const char* state_path) {
+    Reference reference = reference_open(model_path, state_path);
+    GPT2Config config = checkpoint_read_config(model_path);
+    GPT2 model;
+    int B = reference.B, T = reference.T, V = config.V, BT = B * T;
+    gpt2_build(&model, config, recipe_parse("fp32", config.L), B, T, 1);
+    checkpoint_load_model(model.params, model_path);
+
+    gpt2_forward(&model, reference.inputs, reference.targets, B, T, 0.0f);
+    double worst = 0.0;
+    for (int bt = 0; bt < BT; bt++) {
+        double d = relative_distance(model.acts.logits + (size_t)bt * (size_t)config.Vp,
+                                     reference.logits + (size_t)bt * (size_t)V, (size_t)V);
+        if (!(d <= worst)) { worst = d; }
+    }
+    report(worst < 1e-5, "pytorch logits", "worst row differs by %.1e of its length, bound 1e-5", worst);
+
+    float loss = gpt2_forward(&model, reference.inputs, reference.targets, B, T, 1.0f / (float)BT);
+    report(fabsf(loss - reference.loss) < 1e-5f * reference.loss, "pytorch loss", "%.6f, PyTorch %.6f", loss,
+           reference.loss);
+    gpt2_backward(&model, reference.inputs, B, T);
+    for (int p = 0; p < NUM_PARAMS; p++) {
+        size_t offset = model.specs[p].offset;
+        double d = relative_distance(model.grads + offset, reference.gradients + offset,
+                                     model.specs[p].size * (size_t)model.specs[p].layers);
+        report(d < 2e-5, "pytorch gradient", "%-9s differs by %.1e of its length, bound 2e-5",
+               model.specs[p].name, d);
+    }
+
+    double worst_loss = 0.0, worst_norm = 0.0;
+    for (int step = 0; step < reference.steps; step++) {
+        gpt2_zero_grad(&model);
+        loss = gpt2_forward(&model, reference.inputs, reference.targets, B, T, 1.0f / (float)BT);
+        gpt2_backward(&model, reference.inputs, B, T);
+        float norm = gpt2_gradient_norm(&model);
+        float scale = norm > reference.clip ? reference.clip / norm : 1.0f;
+        gpt2_update(&model, reference.learning_rate, reference.weight_decay, scale, step);
+        double dl = fabs(loss / reference.losses[step] - 1.0), dn = fabs(norm / reference.norms[step] - 1.0);
+        if (!(dl <= worst_loss)) { worst_loss = dl; }
+        if (!(dn <= worst_norm)) { worst_norm = dn; }
+    }
+    report(worst_loss < 1e-4 && worst_norm < 1e-3, "pytorch adamw", "%d steps: losses differ by at most %.1e, "
+           "norms by %.1e, bounds 1e-4 and 1e-3", reference.steps, worst_loss, worst_norm);
+    reference_close(&reference);
+}
+
+// Bounded, independent of PyTorch: along the gradient of each tensor the loss must change as the gradient
+// says. Central differences with step h have an error of h^2 times the third derivative, FP32 losses one of
+// 1e-7 / h: at h = 0.02 both are far below 1 %. Fails with: dresidual not zeroed; `=` for += in dwte.
+static void test_finite_differences(void) {
+    GPT2 model;
+    int B = 2, T = 32, inputs[64], targets[64];
+    build_small(&model, "fp32", B, T);
+    fill_tokens(inputs, targets, B * T, model.config.V, 1);
+    gpt2_forward(&model, inputs, targets, B, T, 1.0f / (float)(B * T));
+    gpt2_backward(&model, inputs, B, T);
+    double worst = 0.0;
+    const char* worst_name = "";
+    for (int p = 0; p < NUM_PARAMS; p++) {
+        size_t n = model.specs[p].size * (size_t)model.specs[p].layers;
+        float* values = model.params + model.specs[p].offset;
+        const float* gradient = model.grads + model.specs[p].offset;
+        float* saved = alloc_floats(n, "parameters");
+        memcpy(saved, values, n * sizeof(float));
+        double squared = 0.0, loss[2];
+        for (size_t i = 0; i < n; i++) { squared += (double)gradient[i] * gradient[i]; }
+        double length = sqrt(squared), h = 0.02;
+        for (int side = 0; side < 2; side++) {
+            double step = side == 0 ? -h : h;
+            for (size_t i = 0; i < n; i++) { values[i] = (float)(saved[i] + step * gradient[i] / length); }
+            gpt2_forward(&model, inputs, targets, B, T, 0.0f);
+            loss[side] = 0.0;
+            for (int i = 0; i < B * T; i++) { loss[side] += (double)model.acts.losses[i] / (B * T); }
+        }
+        memcpy(values, saved, n * sizeof(float));
+        free(saved);
+        double error = fabs((loss[1] - loss[0]) / (2.0 * h) / length - 1.0);
+        if (!(error <= worst)) {
+            worst = error;
+            worst_name = model.specs[p].name;
+        }
+    }
+    report(worst < 0.01, "finite differences", "%d tensors, worst %s off by %.4f, bound 0.01", NUM_PARAMS,
+           worst_name, worst);
+}
+
+// ---------------------------------------------------------------------------------------------
+
+// Ten updates of a small model, two micro-batches each; losses (10). threads 0: as many as there are.
+static void train_small(GPT2* model, int first, int last, float* losses) {
+    int B = 2, T = 32, inputs[64], targets[64];
+    for (int step = first; step < last; step++) {
+        gpt2_zero_grad(model);
+        losses[step] = 0.0f;
+        for (int micro = 0; micro < 2; micro++) {
+            fill_tokens(inputs, targets, B * T, 16, (uint32_t)micro);       // few tokens: quickly learned
+            model->micro_step = (uint32_t)(2 * step + micro);
+            losses[step] += 0.5f * gpt2_forward(model, inputs, targets, B, T, 0.5f / (float)(B * T));
+            gpt2_backward(model, inputs, B, T);
+        }
+        gpt2_update(model, 1e-3f, 0.1f, 1.0f, step);
+    }
+}
+
+// Exact. Every recipe: two runs give the same bits, also with one thread instead of several. Fails with: a
+// sum over tokens made `omp parallel for reduction(+)`; SR seeded by the address of the operand.
+static void test_same_bits(const char* recipe) {
+    GPT2 a, b;
+    float losses_a[10], losses_b[10];
+    int threads = omp_get_max_threads();
+    build_small(&a, recipe, 2, 32);
+    train_small(&a, 0, 10, losses_a);
+    omp_set_num_threads(threads > 1 ? 1 : 3);
+    build_small(&b, recipe, 2, 32);
+    train_small(&b, 0, 10, losses_b);
+    omp_set_num_threads(threads);
+    report(same_bits(a.params, b.params, a.num_params) && same_bits(losses_a, losses_b, 10), "same bits",
+           "%s: 10 steps with %d threads and with %d, loss %.4f to %.4f", recipe, threads, threads > 1 ? 1 : 3,
+           losses_a[0], losses_a[9]);
+    report(losses_a[9] < losses_a[0] - 0.5f, "learns", "%s: loss %.4f to %.4f", recipe, losses_a[0],
+           losses_a[9]);
+}
+
+// Exact. Saved after 5 steps and resumed, the run ends with the bits of one that was not interrupted. Fails
+// with: v not loaded; bias correction counted from the resumed step.
+static void test_resume(const char* recipe) {
+    char directory[] = "/tmp/test_gpt2_XXXXXX";
+    check(mkdtemp(directory) != NULL, "cannot make a directory in /tmp");
+    GPT2 whole, half, resumed;
+    float losses[10];
+    build_small(&whole, recipe, 2, 32);
+    train_small(&whole, 0, 10, losses);
+    build_small(&half, recipe, 2, 32);
+    train_small(&half, 0, 5, losses);
+    checkpoint_save(directory, 5, &half.config, half.params, half.m, half.v, "");
+    build_small(&resumed, recipe, 2, 32);
+    checkpoint_load(directory, 5, &resumed.config, resumed.params, resumed.m, resumed.v, "");
+    gpt2_refresh_working(&resumed);
+    train_small(&resumed, 5, 10, losses);
+    report(same_bits(whole.params, resumed.params, whole.num_params), "resume", "%s: 10 steps, or 5 and 5",
+           recipe);
+    char path[PATH_BYTES];
+    checkpoint_path(path, directory, "model", 5);
+    remove(path);
+    checkpoint_path(path, directory, "state", 5);
+    remove(path);
+    remove(directory);
+}
+
+// Bounded. The gradient of one batch is the mean of those of its halves: sums in another order, so equal to
+// a few 1e-6. Fails with: dloss not divided by the number of micro-batches.
+static void test_accumulation(void) {
+    GPT2 whole, halves;
+    int T = 32, inputs[128], targets[128];
+    build_small(&whole, "fp32", 4, T);
+    build_small(&halves, "fp32", 4, T);
+    fill_tokens(inputs, targets, 4 * T, whole.config.V, 3);
+    gpt2_forward(&whole, inputs, targets, 4, T, 1.0f / (float)(4 * T));
+    gpt2_backward(&whole, inputs, 4, T);
+    for (int half = 0; half < 2; half++) {
+        gpt2_forward(&halves, inputs + half * 2 * T, targets + half * 2 * T, 2, T, 1.0f / (float)(4 * T));
+        gpt2_backward(&halves, inputs + half * 2 * T, 2, T);
+    }
+    double d = relative_distance(halves.grads, whole.grads, whole.num_params);
+    report(d < 1e-5, "accumulation", "two halves differ from the whole by %.1e, bound 1e-5", d);
+}
+
+// Statistical. The nvfp4 gradient lies near the FP32 one, and the stochastic rounding of each micro-batch is
+// new: two means over 32 draws each (N = 64) are closer to each other than two draws, by sqrt(32) if draws
+// are independent. The number of weights, 24,576, makes the ratio accurate to a few percent; the band is 20 %.
+// Fails with: the step left out of the counter; dY and dY^T rounded by one tag.
+static void test_quantized_gradient(void) {
+    GPT2 exact, quantized;
+    int B = 4, T = 32, inputs[128], targets[128], draws = 32;
+    float share = 1.0f / (float)(B * T);
+    build_small(&exact, "fp32", B, T);
+    build_small(&quantized, "nvfp4,tail=0", B, T);
+    fill_tokens(inputs, targets, B * T, exact.config.V, 5);
+    gpt2_forward(&exact, inputs, targets, B, T, share);
+    gpt2_backward(&exact, inputs, B, T);
+    size_t first = exact.specs[QKVW].offset, n = exact.specs[QKVW].size * 2;
+    float* single[2];
+    float* mean[2];
+    for (int half = 0; half < 2; half++) {
+        single[half] = alloc_floats(n, "gradients");
+        mean[half] = alloc_floats(n, "gradients");
+        gpt2_zero_grad(&quantized);
+        for (int draw = 0; draw < draws; draw++) {
+            quantized.micro_step = (uint32_t)(half * draws + draw);
+            gpt2_forward(&quantized, inputs, targets, B, T, share);
+            gpt2_backward(&quantized, inputs, B, T);
+            if (draw == 0) { memcpy(single[half], quantized.grads + first, n * sizeof(float)); }
+        }
+        for (size_t i = 0; i < n; i++) { mean[half][i] = quantized.grads[first + i] / (float)draws; }
+    }
+    double error = relative_distance(single[0], exact.grads + first, n);
+    double ratio = relative_distance(single[0], single[1], n) / relative_distance(mean[0], mean[1], n);
+    double expected = sqrt(draws);
+    report(error > 0.05 && error < 0.5, "quantized gradient", "qkvw off by %.3f of its length, expected 0.05 to "
+           "0.5", error);
+    report(ratio > 0.8 * expected && ratio < 1.2 * expected, "independent draws", "means of %d draws are %.2f "
+           "times closer than draws, expected %.2f", draws, ratio, expected);
+}
+
+// Exact. The padded rows of wte stay zero: their logits take no part in anything. Fails with: softmax over Vp.
+static void test_padding(void) {
+    GPT2 model;
+    float losses[10];
+    build_small(&model, "bf16", 2, 32);
+    train_small(&model, 0, 10, losses);
+    size_t nonzero = 0, begin = (size_t)model.config.V * 64, end = (size_t)model.config.Vp * 64;
+    for (size_t i = begin; i < end; i++) { nonzero += model.params[i] != 0.0f; }
+    report(nonzero == 0, "padding", "%zu of %zu weights of padded tokens are not zero after 10 steps", nonzero,
+           end - begin);
+}
+
+// Exact. What the recipe strings mean. Fails with: 15 % rounded up; front counted from the end.
+static void test_recipe(void) {
+    Recipe r = recipe_parse("nvfp4,hadamard=0,front=1,tail=3", 12);
+    int good = r.hadamard == 0 && r.stochastic == 1 && r.tile16 == 1 && r.base == FORMAT_BF16
+            && !recipe_quantizes(&r, FPROP, 0, 12) && recipe_quantizes(&r, WGRAD, 1, 12)
+            && recipe_quantizes(&r, DGRAD, 8, 12) && !recipe_quantizes(&r, FPROP, 9, 12);
+    int tails[][2] = { { 1, 1 }, { 4, 1 }, { 6, 1 }, { 12, 2 }, { 24, 4 }, { 36, 5 }, { 48, 7 } };
+    for (size_t i = 0; i < sizeof(tails) / sizeof(tails[0]); i++) {
+        good = good && recipe_parse("nvfp4", tails[i][0]).tail == tails[i][1];
+    }
+    r = recipe_parse("nvfp4,dgrad=bf16,wgrad=bf16", 12);
+    good = good && recipe_quantizes(&r, FPROP, 0, 12) && !recipe_quantizes(&r, DGRAD, 0, 12);
+    r = recipe_parse("bf16", 12);
+    good = good && r.base == FORMAT_BF16 && !recipe_quantizes(&r, FPROP, 0, 12);
+    report(good, "recipe strings", "presets, ingredients, default tails");
+}
+
+int main(int argc, char** argv) {
+    check(argc == 1 || argc == 3, "usage: test_gpt2 [MODEL.bin STATE.bin]");
+    if (argc == 3) {
+        test_reference(argv[1], argv[2]);
+        return report_status();
+    }
+    test_recipe();
+    test_reference("dev/reference/tiny_model.bin", "dev/reference/tiny_state.bin");
+    test_finite_differences();
+    test_accumulation();
+    test_quantized_gradient();
+    test_padding();
+    const char* recipes[] = { "fp32", "bf16", "nvfp4", "nvfp4,tail=0,tile16=0" };
+    for (size_t i = 0; i < sizeof(recipes) / sizeof(recipes[0]); i++) {
+        test_same_bits(recipes[i]);
+        test_resume(recipes[i]);
+    }
+    return report_status();
+}

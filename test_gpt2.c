@@ -2,15 +2,17 @@
 Tests of train_gpt2_fp32.c as a whole, on the CPU; the parts have theirs in dev/test. No network, and no
 data but the stored PyTorch reference (dev/reference/tiny_*.bin).
 
-    ./test_gpt2                              every test
+    ./test_gpt2                              every test; writes build/oracle_RECIPE.bin for the GPU tests
     ./test_gpt2 MODEL.bin STATE.bin          only the comparison with PyTorch, for another reference made
                                              by dev/reference/make_reference.py
+    ./test_gpt2 MODEL RECIPE B T OUT.bin     only writes an oracle, for instance of d12
 
-The CUDA program has the same comparison in dev/test/test_model.cu.
+dev/test/test_model.cu holds the CUDA program against the same references and against the oracles.
 */
 #define TESTING
 #include "train_gpt2_fp32.c"
 #include "dev/reference/reference_file.h"
+#include "dev/test/oracle_file.h"
 #include "dev/test/report.h"
 
 // |a - b| over |b| as vectors; NaN anywhere gives NaN, which no comparison accepts.
@@ -38,14 +40,6 @@ static void build_small(GPT2* model, const char* recipe, int B, int T) {
         for (size_t i = 0; i < count; i++) { values[i] += 0.02f * random_normal(7, 99, i * 16 + (size_t)p); }
     }
     gpt2_refresh_working(model);
-}
-
-static void fill_tokens(int* inputs, int* targets, int n, int V, uint32_t seed) {
-    for (int i = 0; i < n; i++) {
-        Philox p = philox4x32(seed, (uint32_t)i, 0, 0, 0);
-        inputs[i] = (int)(p.word[0] % (uint32_t)V);
-        targets[i] = (int)(p.word[1] % (uint32_t)V);
-    }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -106,7 +100,7 @@ static void test_finite_differences(void) {
     GPT2 model;
     int B = 2, T = 32, inputs[64], targets[64];
     build_small(&model, "fp32", B, T);
-    fill_tokens(inputs, targets, B * T, model.config.V, 1);
+    oracle_tokens(inputs, targets, B * T, model.config.V, 1);
     gpt2_forward(&model, inputs, targets, B, T, 1.0f / (float)(B * T));
     gpt2_backward(&model, inputs, B, T);
     double worst = 0.0;
@@ -148,7 +142,7 @@ static void train_small(GPT2* model, int first, int last, float* losses) {
         gpt2_zero_grad(model);
         losses[step] = 0.0f;
         for (int micro = 0; micro < 2; micro++) {
-            fill_tokens(inputs, targets, B * T, 16, (uint32_t)micro);       // few tokens: quickly learned
+            oracle_tokens(inputs, targets, B * T, 16, (uint32_t)micro);       // few tokens: quickly learned
             model->micro_step = (uint32_t)(2 * step + micro);
             losses[step] += 0.5f * gpt2_forward(model, inputs, targets, B, T, 0.5f / (float)(B * T));
             gpt2_backward(model, inputs, B, T);
@@ -209,7 +203,7 @@ static void test_accumulation(void) {
     int T = 32, inputs[128], targets[128];
     build_small(&whole, "fp32", 4, T);
     build_small(&halves, "fp32", 4, T);
-    fill_tokens(inputs, targets, 4 * T, whole.config.V, 3);
+    oracle_tokens(inputs, targets, 4 * T, whole.config.V, 3);
     gpt2_forward(&whole, inputs, targets, 4, T, 1.0f / (float)(4 * T));
     gpt2_backward(&whole, inputs, 4, T);
     for (int half = 0; half < 2; half++) {
@@ -230,7 +224,7 @@ static void test_quantized_gradient(void) {
     float share = 1.0f / (float)(B * T);
     build_small(&exact, "fp32", B, T);
     build_small(&quantized, "nvfp4,tail=0", B, T);
-    fill_tokens(inputs, targets, B * T, exact.config.V, 5);
+    oracle_tokens(inputs, targets, B * T, exact.config.V, 5);
     gpt2_forward(&exact, inputs, targets, B, T, share);
     gpt2_backward(&exact, inputs, B, T);
     size_t first = exact.specs[QKVW].offset, n = exact.specs[QKVW].size * 2;
@@ -286,10 +280,74 @@ static void test_recipe(void) {
     report(good, "recipe strings", "presets, ingredients, default tails");
 }
 
+// ---------------------------------------------------------------------------------------------
+// The oracle of the CUDA program
+
+static FILE* oracle_file;
+static const char* oracle_path;
+static int oracle_records;
+
+static void oracle_observe(int layer, int linear, int operand, const float* source, const Nvfp4Matrix* q) {
+    (void)source;
+    OracleRecord record = { layer, linear, operand, q->rows, q->cols, *q->amax };
+    size_t elements = (size_t)q->rows * (size_t)q->cols;
+    uint8_t* scales = oracle_scales(q);
+    file_write(&record, sizeof(record), oracle_file, oracle_path);
+    file_write(q->codes, elements / 2, oracle_file, oracle_path);
+    file_write(scales, elements / NVFP4_BLOCK, oracle_file, oracle_path);
+    free(scales);
+    oracle_records++;
+}
+
+// One forward and backward pass from the initial weights; everything quantized on the way goes to `path`.
+static void write_oracle(const char* description, const char* recipe, int B, int T, const char* path) {
+    GPT2 model;
+    GPT2Config config = gpt2_config(description, T);
+    int* inputs = (int*)xmalloc((size_t)(B * T) * sizeof(int), "tokens");
+    int* targets = (int*)xmalloc((size_t)(B * T) * sizeof(int), "tokens");
+    gpt2_build(&model, config, recipe_parse(recipe, config.L), B, T, 1337);
+    oracle_tokens(inputs, targets, B * T, config.V, 1);
+
+    // loss and gradients are known after the records: their place is kept, and written again at the end
+    OracleHeader header;
+    memset(&header, 0, sizeof(header));
+    header.magic = ORACLE_MAGIC;
+    header.B = B;
+    header.T = T;
+    header.num_params = model.num_params;
+    check(strlen(description) < sizeof(header.model) && strlen(recipe) < sizeof(header.recipe), "too long");
+    strcpy(header.model, description);
+    strcpy(header.recipe, recipe);
+    size_t gradients = model.num_params <= ORACLE_MAX_GRADIENTS ? model.num_params : 0;
+    oracle_file = file_create(path);
+    oracle_path = path;
+    oracle_records = 0;
+    file_write(&header, sizeof(header), oracle_file, path);
+    file_write(model.grads, gradients * sizeof(float), oracle_file, path);
+    model.linear.observe = oracle_observe;
+    header.loss = gpt2_forward(&model, inputs, targets, B, T, 1.0f / (float)(B * T));
+    gpt2_backward(&model, inputs, B, T);
+    header.gradient_norm = gpt2_gradient_norm(&model);
+    header.num_records = oracle_records;
+    rewind(oracle_file);
+    file_write(&header, sizeof(header), oracle_file, path);
+    file_write(model.grads, gradients * sizeof(float), oracle_file, path);
+    check(fseek(oracle_file, 0, SEEK_END) == 0, "cannot write %s", path);
+    file_commit(oracle_file, path);
+    report(oracle_records > 0 || strncmp(recipe, "nvfp4", 5) != 0, "oracle", "%s, %s: %d operands in %s",
+           description, recipe, oracle_records, path);
+    free(inputs);
+    free(targets);
+}
+
 int main(int argc, char** argv) {
-    check(argc == 1 || argc == 3, "usage: test_gpt2 [MODEL.bin STATE.bin]");
+    check(argc == 1 || argc == 3 || argc == 6, "usage: test_gpt2 [MODEL.bin STATE.bin | MODEL RECIPE B T OUT.bin]");
     if (argc == 3) {
         test_reference(argv[1], argv[2]);
+        return report_status();
+    }
+    if (argc == 6) {
+        write_oracle(argv[1], argv[2], atoi(argv[3]), atoi(argv[4]), argv[5]);
         return report_status();
     }
     test_recipe();
@@ -303,5 +361,9 @@ int main(int argc, char** argv) {
         test_same_bits(recipes[i]);
         test_resume(recipes[i]);
     }
+    const char* small = "layers=3,channels=128,heads=2,vocab=257";
+    write_oracle(small, "fp32", 2, 128, "build/oracle_fp32.bin");
+    write_oracle(small, "bf16", 2, 128, "build/oracle_bf16.bin");
+    write_oracle(small, "nvfp4", 2, 128, "build/oracle_nvfp4.bin");
     return report_status();
 }

@@ -1,6 +1,6 @@
 /*
-AdamW on the GPU: adamw_element (adamw.h) for every element of a tensor, and the BF16 copy of the new
-weights that the GEMMs work with.
+AdamW on the GPU: adamw_element (adamw.h) for every element of a tensor, and the BF16 copy of the
+new weights that the kernels work with.
 */
 #ifndef LLMC_ADAMW_CUH
 #define LLMC_ADAMW_CUH
@@ -31,25 +31,28 @@ static __global__ void adamw_update_kernel(float* master, __nv_bfloat16* working
     }
 }
 
-// One step for a tensor of n parameters: updates master, m and v (n) from grad (n), and sets working
-// (n), which may be NULL, to master rounded to BF16.
+// One step for a tensor of n parameters: updates master, m and v (n) from grad (n), and sets
+// working (n), which may be NULL, to master rounded to BF16.
 static inline void adamw_update(float* master, __nv_bfloat16* working, const float* grad, float* m,
                                 float* v, size_t n, AdamW settings, cudaStream_t stream) {
     check(n > 0 && n % 16 == 0, "adamw of %zu parameters: not a multiple of 16", n);
     size_t blocks = CEIL_DIV(n / 4, 256);
-    adamw_update_kernel<<<(unsigned)blocks, 256, 0, stream>>>(master, working, grad, m, v, n, settings);
+    adamw_update_kernel<<<(unsigned)blocks, 256, 0, stream>>>(master, working, grad, m, v, n,
+                                                              settings);
     cudaCheck(cudaGetLastError());
 }
 
-static __global__ void round_to_working_kernel(__nv_bfloat16* working, const float* master, size_t n) {
-    size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x);
+static __global__ void round_to_working_kernel(__nv_bfloat16* working, const float* master,
+                                               size_t n) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) { working[i] = from_float<__nv_bfloat16>(master[i]); }
 }
 
 // working (n) = master (n) rounded to BF16: for masters that did not come from adamw_update.
 static inline void round_to_working(__nv_bfloat16* working, const float* master, size_t n,
                                     cudaStream_t stream) {
-    round_to_working_kernel<<<(unsigned)CEIL_DIV(n, (size_t)256), 256, 0, stream>>>(working, master, n);
+    size_t blocks = CEIL_DIV(n, 256);
+    round_to_working_kernel<<<(unsigned)blocks, 256, 0, stream>>>(working, master, n);
     cudaCheck(cudaGetLastError());
 }
 

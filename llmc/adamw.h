@@ -32,8 +32,9 @@ static inline float adamw_correction(float beta, int t) {
     return (float)(1.0 - pow((double)beta, (double)t));
 }
 
-// AdamW as GPT-2 pretraining uses it (beta 0.9 and 0.95, eps 1e-8), for update `step` counted from 0.
-static inline AdamW adamw_step(float learning_rate, float weight_decay, float grad_scale, int step) {
+// AdamW as GPT-2 pretraining uses it (beta 0.9 and 0.95, eps 1e-8); `step` counts updates from 0.
+static inline AdamW adamw_step(float learning_rate, float weight_decay, float grad_scale,
+                               int step) {
     AdamW a;
     a.learning_rate = learning_rate;
     a.beta1 = 0.9f;

@@ -510,48 +510,48 @@ attention_backward_dkv_kernel(__nv_bfloat16* dqkv /* (B,T,3,NH,HS) */,
     float dk[BANDS][HS / 8][4] = { 0 }, dv[BANDS][HS / 8][4] = { 0 };
     owned_load<HS>(k_own, v_own, shared);
 
-    for (int tile = block_first; tile < T; tile += TILE) {
-        copy_async_wait();
-        __syncthreads();                                // as in forward
-        stage = tile / TILE % 2;
-        if (tile + TILE < T) {
-            pair_copy<HS>(stages + (1 - stage) * STAGE, q, stride, dout, out_stride, tile + TILE,
-                          TILE, T);
-            statistics_copy(statistics[1 - stage][0], source, tile + TILE, TILE, T);
+    #pragma unroll 1
+    for (int first_query = block_first; first_query < T; first_query += 16) {
+        int r = first_query % TILE, next = first_query + TILE;
+        stage = first_query / TILE % 2;
+        if (r == 0) {                                   // a new tile; as in forward
+            copy_async_wait();
+            __syncthreads();
+            if (next < T) {
+                pair_copy<HS>(stages + (1 - stage) * STAGE, q, stride, dout, out_stride, next, TILE, T);
+                statistics_copy(statistics[1 - stage][0], source, next, TILE, T);
+            }
         }
-        #pragma unroll 1
-        for (int r = 0; r < TILE; r += 16) {
-            if (tile + r + 15 < first) { continue; }    // these queries see no key of this warp
-            const __nv_bfloat16* q_rows = stages + stage * STAGE + r * PITCH;
-            const __nv_bfloat16* dout_rows = q_rows + TILE * PITCH;
-            float p[BANDS][2][4], ds[BANDS][2][4];
-            scores_compute<HS>(p, ds, k_own, v_own, q_rows, dout_rows);
-            if (tile + r < first + 16 * BANDS - 1) { scores_mask<HS>(p, first - (tile + r), 1); }
-            float offset[2][2], delta_own[2][2];        // of the queries of this lane
-            for (int i = 0; i < 4; i++) {
-                int query = r + sum_column(i / 2, i);
-                offset[i / 2][i % 2] = LOG2_E * statistics[stage][0][query];
-                delta_own[i / 2][i % 2] = statistics[stage][1][query];
+        if (first_query + 15 < first) { continue; }     // these queries see no key of this warp
+        const __nv_bfloat16* q_rows = stages + stage * STAGE + r * PITCH;
+        const __nv_bfloat16* dout_rows = q_rows + TILE * PITCH;
+        float p[BANDS][2][4], ds[BANDS][2][4];
+        scores_compute<HS>(p, ds, k_own, v_own, q_rows, dout_rows);
+        if (first_query < first + 16 * BANDS - 1) { scores_mask<HS>(p, first - (first_query), 1); }
+        float offset[2][2], delta_own[2][2];        // of the queries of this lane
+        for (int i = 0; i < 4; i++) {
+            int query = r + sum_column(i / 2, i);
+            offset[i / 2][i % 2] = LOG2_E * statistics[stage][0][query];
+            delta_own[i / 2][i % 2] = statistics[stage][1][query];
+        }
+        uint32_t p_left[BANDS][4], ds_left[BANDS][4];
+        #pragma unroll
+        for (int m = 0; m < BANDS; m++) {
+            for (int i = 0; i < 8; i++) {
+                scores_to_gradient(&p[m][i / 4][i % 4], &ds[m][i / 4][i % 4], scale * LOG2_E,
+                                   offset[i / 4][i % 2], delta_own[i / 4][i % 2]);
             }
-            uint32_t p_left[BANDS][4], ds_left[BANDS][4];
-            #pragma unroll
+            left_from_sum(p_left[m], p[m]);
+            left_from_sum(ds_left[m], ds[m]);
+        }
+        #pragma unroll
+        for (int d = 0; d < HS / 16; d++) {
+            uint32_t b[4], db[4];
+            right_load<HS>(db, dout_rows + 16 * d);
+            right_load<HS>(b, q_rows + 16 * d);
             for (int m = 0; m < BANDS; m++) {
-                for (int i = 0; i < 8; i++) {
-                    scores_to_gradient(&p[m][i / 4][i % 4], &ds[m][i / 4][i % 4], scale * LOG2_E,
-                                       offset[i / 4][i % 2], delta_own[i / 4][i % 2]);
-                }
-                left_from_sum(p_left[m], p[m]);
-                left_from_sum(ds_left[m], ds[m]);
-            }
-            #pragma unroll
-            for (int d = 0; d < HS / 16; d++) {
-                uint32_t b[4], db[4];
-                right_load<HS>(db, dout_rows + 16 * d);
-                right_load<HS>(b, q_rows + 16 * d);
-                for (int m = 0; m < BANDS; m++) {
-                    product_add(&dv[m][2 * d], p_left[m], db);
-                    product_add(&dk[m][2 * d], ds_left[m], b);
-                }
+                product_add(&dv[m][2 * d], p_left[m], db);
+                product_add(&dk[m][2 * d], ds_left[m], b);
             }
         }
     }
@@ -606,34 +606,35 @@ attention_backward_dq_kernel(__nv_bfloat16* dqkv /* (B,T,3,NH,HS) */,
         delta_own[i / 2][i % 2] = query < T ? delta[row] : 0.0f;
     }
 
-    for (int tile = 0; tile < keys; tile += TILE) {
-        copy_async_wait();
-        __syncthreads();                                // as in forward
-        int stage = tile / TILE % 2;
-        if (tile + TILE < keys) {
-            pair_copy<HS>(stages + (1 - stage) * STAGE, k, stride, v, stride, tile + TILE, TILE, T);
+    #pragma unroll 1
+    for (int first_key = 0; first_key < keys; first_key += 16) {
+        int r = first_key % TILE, stage = first_key / TILE % 2, next = first_key + TILE;
+        if (r == 0) {                                   // a new tile; as in forward
+            copy_async_wait();
+            __syncthreads();
+            if (next < keys) {
+                pair_copy<HS>(stages + (1 - stage) * STAGE, k, stride, v, stride, next, TILE, T);
+            }
         }
-        #pragma unroll 1
-        for (int r = 0; r < TILE && tile + r <= last; r += 16) {
-            const __nv_bfloat16* k_rows = stages + stage * STAGE + r * PITCH;
-            float p[BANDS][2][4], ds[BANDS][2][4];
-            scores_compute<HS>(p, ds, q_own, dout_own, k_rows, k_rows + TILE * PITCH);
-            if (tile + r + 15 > first) { scores_mask<HS>(p, first - (tile + r), -1); }
-            uint32_t ds_left[BANDS][4];
-            #pragma unroll
-            for (int m = 0; m < BANDS; m++) {
-                for (int i = 0; i < 8; i++) {
-                    scores_to_gradient(&p[m][i / 4][i % 4], &ds[m][i / 4][i % 4], scale * LOG2_E,
-                                       offset[m][i % 4 / 2], delta_own[m][i % 4 / 2]);
-                }
-                left_from_sum(ds_left[m], ds[m]);
+        if (first_key > last) { continue; }             // behind the diagonal of this warp
+        const __nv_bfloat16* k_rows = stages + stage * STAGE + r * PITCH;
+        float p[BANDS][2][4], ds[BANDS][2][4];
+        scores_compute<HS>(p, ds, q_own, dout_own, k_rows, k_rows + TILE * PITCH);
+        if (first_key + 15 > first) { scores_mask<HS>(p, first - (first_key), -1); }
+        uint32_t ds_left[BANDS][4];
+        #pragma unroll
+        for (int m = 0; m < BANDS; m++) {
+            for (int i = 0; i < 8; i++) {
+                scores_to_gradient(&p[m][i / 4][i % 4], &ds[m][i / 4][i % 4], scale * LOG2_E,
+                                   offset[m][i % 4 / 2], delta_own[m][i % 4 / 2]);
             }
-            #pragma unroll
-            for (int d = 0; d < HS / 16; d++) {
-                uint32_t b[4];
-                right_load<HS>(b, k_rows + 16 * d);
-                for (int m = 0; m < BANDS; m++) { product_add(&dq[m][2 * d], ds_left[m], b); }
-            }
+            left_from_sum(ds_left[m], ds[m]);
+        }
+        #pragma unroll
+        for (int d = 0; d < HS / 16; d++) {
+            uint32_t b[4];
+            right_load<HS>(b, k_rows + 16 * d);
+            for (int m = 0; m < BANDS; m++) { product_add(&dq[m][2 * d], ds_left[m], b); }
         }
     }
 

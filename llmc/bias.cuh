@@ -7,8 +7,8 @@ rows of its gradient.
 
 #include "cuda_common.cuh"
 
-// Both kernels give a block 32 vectors of columns (threadIdx.x) and let its 8 warps (threadIdx.y) walk
-// down the rows, so that a warp reads 512 consecutive bytes.
+// Both kernels give a block 32 vectors of columns (threadIdx.x) and let its 8 warps (threadIdx.y)
+// walk down the rows, so that a warp reads 512 consecutive bytes.
 #define BIAS_WARPS 8
 #define BIAS_ADD_ROWS 4             // rows per warp, forward
 #define BIAS_BACKWARD_BLOCKS 512    // at most so many partial sums per column, whatever the GPU
@@ -50,17 +50,18 @@ static void bias_add(Real* out, const Real* bias, int N, int OC, cudaStream_t st
     cudaCheck(cudaGetLastError());
 }
 
-// One row of partials per block in x; its warps take every (8 * gridDim.x)-th row, and are then added
-// in the order of their numbers.
+// One row of partials per block in x; its warps take every (8 * gridDim.x)-th row, and are then
+// added in the order of their numbers.
 template <typename Real>
 static __global__ void bias_backward_kernel(float* partials, const Real* dout, int N, int OC) {
     __shared__ float sums[BIAS_WARPS][32 * Vec<Real>::size];
     int block_c = blockIdx.y * 32 * Vec<Real>::size;
     int c = block_c + threadIdx.x * Vec<Real>::size;
+    int stride = gridDim.x * BIAS_WARPS;
     float sum[Vec<Real>::size] = { 0.0f };
     if (c < OC) {
         #pragma unroll 4
-        for (int row = blockIdx.x * BIAS_WARPS + threadIdx.y; row < N; row += gridDim.x * BIAS_WARPS) {
+        for (int row = blockIdx.x * BIAS_WARPS + threadIdx.y; row < N; row += stride) {
             Vec<Real> d = vec_load(dout + (size_t)row * OC + c);
             for (int k = 0; k < Vec<Real>::size; k++) { sum[k] += to_float(d.at[k]); }
         }

@@ -2,8 +2,8 @@
 Checkpoints: two files a step, written so that a crash at any moment leaves the older ones usable.
 
     model_00001000.bin      llm.c's format; any program that reads that can use it
-        int32[256]          magic 20240326, version 3 (FP32) or 5 (BF16, only read here), max_T, V, L,
-                            NH, C, Vp, zeros
+        int32[256]          magic 20240326, version 3 (FP32) or 5 (BF16, only read here), max_T, V,
+                            L, NH, C, Vp, zeros
         parameters          in the order of gpt2.h, all layers of a tensor together
 
     state_00001000.bin      what else a run needs to go on
@@ -72,18 +72,18 @@ static inline int checkpoint_newest(const char* directory, int below) {
     return newest;
 }
 
-// The step to begin with: that of the newest checkpoint if the run is to be resumed and there is one,
-// else -1. A new run does not begin among the checkpoints of another.
+// The step to begin with: that of the newest checkpoint if the run is to be resumed and there is
+// one, else -1. A new run does not begin among the checkpoints of another.
 static inline int checkpoint_find(const char* directory, int resume) {
     int newest = directory[0] == '\0' ? -1 : checkpoint_newest(directory, INT_MAX);
-    check(resume || newest < 0, "%s holds a run with a checkpoint of step %d: -y 1 resumes it, another "
-          "-o starts a new one", directory, newest);
+    check(resume || newest < 0, "%s holds a run with a checkpoint of step %d: -y 1 resumes it, "
+          "another -o starts a new one", directory, newest);
     return newest;
 }
 
 // Deletes all but the `keep_newest` newest checkpoints (0: deletes none) and those whose step is a
-// multiple of `keep_multiples` (0: none). The state file goes first: without it the model file counts
-// for nothing.
+// multiple of `keep_multiples` (0: none). The state file goes first: without it the model file
+// counts for nothing.
 static inline void checkpoint_prune(const char* directory, int keep_newest, int keep_multiples) {
     if (keep_newest == 0) { return; }
     int kept = 0;
@@ -95,25 +95,27 @@ static inline void checkpoint_prune(const char* directory, int keep_newest, int 
         checkpoint_path(state, directory, "state", step);
         checkpoint_path(model, directory, "model", step);
         check(remove(state) == 0, "cannot delete %s: %s", state, strerror(errno));
-        check(remove(model) == 0 || errno == ENOENT, "cannot delete %s: %s", model, strerror(errno));
+        check(remove(model) == 0 || errno == ENOENT, "cannot delete %s: %s", model,
+              strerror(errno));
     }
 }
 
 // Like check, for what a checkpoint must be; the message says which older one is left.
-static inline void checkpoint_check(int holds, const char* directory, int step, const char* damage) {
+static inline void checkpoint_check(int holds, const char* directory, int step,
+                                    const char* damage) {
     if (holds) { return; }
     int older = checkpoint_newest(directory, step);
-    check(older >= 0, "the checkpoint of step %d in %s is damaged (%s); there is no older one", step,
-          directory, damage);
-    check(0, "the checkpoint of step %d in %s is damaged (%s); to resume from the older one of step %d: "
-          "rm %s/*_%08d.bin", step, directory, damage, older, directory, step);
+    check(older >= 0, "the checkpoint of step %d in %s is damaged (%s); there is no older one",
+          step, directory, damage);
+    check(0, "the checkpoint of step %d in %s is damaged (%s); to resume from the older one of "
+          "step %d: rm %s/*_%08d.bin", step, directory, damage, older, directory, step);
 }
 
 // ---------------------------------------------------------------------------------------------
 // Settings
 
-// The text stored in a checkpoint: every flag, and what identifies the training data. The caller frees
-// it.
+// The text stored in a checkpoint: every flag, and what identifies the training data. The caller
+// frees it.
 static inline char* checkpoint_settings(const Flag* flags, int count, uint64_t train_identity) {
     char* text = NULL;
     size_t bytes = 0;
@@ -140,11 +142,12 @@ static inline void settings_compare(const char* saved, const char* present, cons
         if (line[0] != '=') { continue; }
         size_t key = strcspn(line + 2, " ") + 3, length = strcspn(line, "\n");
         const char* old = settings_find(saved, line, key);
-        check(old != NULL, "%s does not say which %.*s it was made with", path, (int)key - 3, line + 2);
+        check(old != NULL, "%s does not say which %.*s it was made with", path, (int)key - 3,
+              line + 2);
         size_t old_length = strcspn(old, "\n");
         check(old_length == length && strncmp(old, line, length) == 0,
-              "%s was made with '%.*s', this run has '%.*s'; a run resumes with the settings it had",
-              path, (int)old_length - 2, old + 2, (int)length - 2, line + 2);
+              "%s was made with '%.*s', this run has '%.*s'; a run resumes with the settings it "
+              "had", path, (int)old_length - 2, old + 2, (int)length - 2, line + 2);
     }
 }
 
@@ -212,13 +215,14 @@ static inline void checkpoint_save(const char* directory, int step, const GPT2Co
 static inline FILE* model_open(const char* path, ModelHeader* header, GPT2Config* config) {
     FILE* file = file_open(path, "-e takes a model file or a description such as d12");
     uint64_t bytes = file_size(file, path);
-    check(bytes >= CHECKPOINT_HEADER_BYTES, "%s: %" PRIu64 " bytes are too few for a model file", path,
-          bytes);
+    check(bytes >= CHECKPOINT_HEADER_BYTES, "%s: %" PRIu64 " bytes are too few for a model file",
+          path, bytes);
     file_read(header, sizeof(*header), file, path);
     check(header->magic == MODEL_MAGIC, "%s: not a model file (magic %d, should be %d)", path,
           header->magic, MODEL_MAGIC);
-    check(header->version == MODEL_FP32 || header->version == MODEL_BF16, "%s: model file of version "
-          "%d; this program reads %d (FP32) and %d (BF16)", path, header->version, MODEL_FP32, MODEL_BF16);
+    check(header->version == MODEL_FP32 || header->version == MODEL_BF16, "%s: model file of "
+          "version %d; this program reads %d (FP32) and %d (BF16)", path, header->version, MODEL_FP32,
+          MODEL_BF16);
     config->max_T = header->max_T;
     config->V = header->V;
     config->Vp = header->Vp;
@@ -226,13 +230,13 @@ static inline FILE* model_open(const char* path, ModelHeader* header, GPT2Config
     config->NH = header->NH;
     config->C = header->C;
     gpt2_config_check(config);
-    check(config->Vp == (config->V + 127) / 128 * 128, "%s: vocabulary %d padded to %d; this program "
-          "pads to a multiple of 128", path, config->V, config->Vp);
+    check(config->Vp == (config->V + 127) / 128 * 128, "%s: vocabulary %d padded to %d; this "
+          "program pads to a multiple of 128", path, config->V, config->Vp);
     ParamSpec specs[NUM_PARAMS];
     uint64_t size = header->version == MODEL_FP32 ? sizeof(float) : sizeof(uint16_t);
     uint64_t expected = CHECKPOINT_HEADER_BYTES + size * gpt2_param_specs(specs, config);
-    check(bytes == expected, "%s: %" PRIu64 " bytes, but the model that its header describes takes %"
-          PRIu64 "; it was cut off or damaged", path, bytes, expected);
+    check(bytes == expected, "%s: %" PRIu64 " bytes, but the model that its header describes takes "
+          "%" PRIu64 "; it was cut off or damaged", path, bytes, expected);
     return file;
 }
 
@@ -273,7 +277,8 @@ static inline uint64_t read_hashed(void* to, size_t bytes, FILE* file, const cha
     return fnv1a(to, bytes, hash);
 }
 
-// m, v (num_parameters) each from the state file. Returns the checksum that the model file must have.
+// m, v (num_parameters) each from the state file. Returns the checksum that the model file must
+// have.
 static inline uint64_t checkpoint_load_state(const char* directory, int step, size_t num_parameters,
                                              float* m, float* v, const char* settings) {
     char path[PATH_BYTES];
@@ -283,19 +288,21 @@ static inline uint64_t checkpoint_load_state(const char* directory, int step, si
     StateHeader state;
     checkpoint_check(size >= sizeof(state), directory, step, "its state file is too short");
     uint64_t hash = read_hashed(&state, sizeof(state), file, path, FNV1A_START);
-    checkpoint_check(state.magic == STATE_MAGIC && state.version == STATE_VERSION && state.step == step,
-                     directory, step, "its state file has a wrong magic, version or step");
+    checkpoint_check(state.magic == STATE_MAGIC && state.version == STATE_VERSION
+                     && state.step == step, directory, step,
+                     "its state file has a wrong magic, version or step");
     size_t settings_bytes = (uint32_t)state.settings_bytes;
     size_t bytes = num_parameters * sizeof(float);
-    checkpoint_check(size == sizeof(state) + settings_bytes + 2 * sizeof(float) * state.num_parameters
-                             + sizeof(uint64_t), directory, step, "its state file has a wrong size");
+    uint64_t expected = sizeof(state) + settings_bytes + 2 * sizeof(float) * state.num_parameters
+                      + sizeof(hash);
+    checkpoint_check(size == expected, directory, step, "its state file has a wrong size");
 
     char* saved = (char*)xcalloc(settings_bytes + 1, "settings of a checkpoint");
     hash = read_hashed(saved, settings_bytes, file, path, hash);
     settings_compare(saved, settings, path);
     free(saved);
-    check(state.num_parameters == num_parameters, "%s has %" PRIu64 " parameters, the model of this run "
-          "%zu", path, state.num_parameters, num_parameters);
+    check(state.num_parameters == num_parameters, "%s has %" PRIu64 " parameters, the model of this "
+          "run %zu", path, state.num_parameters, num_parameters);
     hash = read_hashed(m, bytes, file, path, hash);
     hash = read_hashed(v, bytes, file, path, hash);
     uint64_t stored;
@@ -325,8 +332,8 @@ static inline void checkpoint_load(const char* directory, int step, const GPT2Co
     hash = read_hashed(params, bytes, file, path, hash);
     fclose(file);
     checkpoint_check(hash == checksum, directory, step, "the checksum of its model file is wrong");
-    check(memcmp(&header, &expected, sizeof(header)) == 0, "%s is not of the shape of this run's model",
-          path);
+    check(memcmp(&header, &expected, sizeof(header)) == 0, "%s is not of the shape of this run's "
+          "model", path);
 }
 
 #endif

@@ -16,7 +16,8 @@ and, where the cache holds a row until it is read a second time, read once.
 // Widens the logits of the columns c .. c + size - 1. Those from V on are padding: -infinity, whose
 // exponential is 0, keeps them out of every sum.
 template <typename Real>
-__device__ static inline void classifier_widen(float* x /* (size) */, Vec<Real> logits, int c, int V) {
+__device__ static inline void classifier_widen(float* x /* (size) */, Vec<Real> logits, int c,
+                                               int V) {
     for (int k = 0; k < Vec<Real>::size; k++) { x[k] = to_float(logits.at[k]); }
     if (c + Vec<Real>::size > V) {
         for (int k = 0; k < Vec<Real>::size; k++) { x[k] = c + k < V ? x[k] : -INFINITY; }
@@ -24,9 +25,9 @@ __device__ static inline void classifier_widen(float* x /* (size) */, Vec<Real> 
 }
 
 // A block per row (b,t). Each thread first goes forward over its share of the row, with a running
-// maximum; when that grows, the sum so far is scaled down [Milakov and Gimelshein, "Online normalizer
-// calculation for softmax", 2018]. Then it goes backward, so that what it read last, which is most
-// likely still in the cache, comes first.
+// maximum; when that grows, the sum so far is scaled down [Milakov and Gimelshein, "Online
+// normalizer calculation for softmax", 2018]. Then it goes backward, so that what it read last,
+// which is most likely still in the cache, comes first.
 template <typename Real>
 static __global__ void __launch_bounds__(1024)
 fused_classifier_kernel(Real* logits, float* losses, const int* targets, float dloss, int V, int Vp,
@@ -34,7 +35,8 @@ fused_classifier_kernel(Real* logits, float* losses, const int* targets, float d
     __shared__ float shared[32];
     Real* row = logits + (size_t)blockIdx.x * Vp;
     int target = targets[blockIdx.x];
-    float target_logit = threadIdx.x == 0 ? to_float(row[target]) : 0.0f;   // before it is overwritten
+    // read before the barriers below: behind them, other threads overwrite it
+    float target_logit = threadIdx.x == 0 ? to_float(row[target]) : 0.0f;
     const int stride = blockDim.x * Vec<Real>::size;
 
     float max = -INFINITY, sum = 0.0f;
@@ -54,9 +56,8 @@ fused_classifier_kernel(Real* logits, float* losses, const int* targets, float d
     if (!write_dlogits) { return; }
 
     float factor = dloss / row_sum;
-    int vectors = CEIL_DIV(Vp - (int)threadIdx.x * Vec<Real>::size, stride);    // that this thread has
-    for (int i = vectors - 1; i >= 0; i--) {
-        int c = i * stride + threadIdx.x * Vec<Real>::size;
+    int last = (Vp - 1) / stride * stride + threadIdx.x * Vec<Real>::size;
+    for (int c = last < Vp ? last : last - stride; c >= 0; c -= stride) {
         float x[Vec<Real>::size];
         classifier_widen(x, vec_load(row + c), c, V);
         Vec<Real> d;
@@ -68,12 +69,12 @@ fused_classifier_kernel(Real* logits, float* losses, const int* targets, float d
     }
 }
 
-// losses (B,T) = cross-entropy of logits (B,T,Vp) against targets (B,T), which are in 0 .. V - 1; the
-// columns from V on do not count. If write_dlogits is set, logits become the gradient of
-// dloss * (sum of losses), with 0 in the columns from V on; if not, they stay, and dloss is not read.
+// losses (B,T) = cross-entropy of logits (B,T,Vp) against targets (B,T), which are in 0 .. V - 1;
+// the columns from V on do not count. If write_dlogits is set, logits become the gradient of
+// dloss * (sum of losses), with 0 in the columns from V on; else they stay, and dloss is not read.
 template <typename Real>
-static void fused_classifier(Real* logits, float* losses, const int* targets, float dloss, int B, int T,
-                             int V, int Vp, int write_dlogits, cudaStream_t stream) {
+static void fused_classifier(Real* logits, float* losses, const int* targets, float dloss, int B,
+                             int T, int V, int Vp, int write_dlogits, cudaStream_t stream) {
     check(B > 0 && T > 0, "classifier of B = %d, T = %d", B, T);
     check(V > 0 && V <= Vp && Vp % 16 == 0, "a vocabulary of V = %d, padded to Vp = %d: not a "
           "multiple of 16 that holds it", V, Vp);

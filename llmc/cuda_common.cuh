@@ -102,8 +102,8 @@ template <typename Real> __device__ static inline void vec_store_streaming(Real*
     __stcs((uint4*)to, vec_bits(x));
 }
 
-// exp for a result of type Real. For BF16, which rounds to 2^-8, the hardware's exponential is exact
-// enough: its relative error is at most (2 + 1.2 |x|) * 2^-23 [CUDA C++ Programming Guide].
+// exp for a result of type Real. For BF16, which rounds to 2^-8, the hardware's exponential is
+// exact enough: its relative error is at most (2 + 1.2 |x|) * 2^-23 [CUDA C++ Programming Guide].
 template <typename Real> __device__ static inline float exp_for(float x);
 template <> __device__ inline float exp_for<float>(float x) { return expf(x); }
 template <> __device__ inline float exp_for<__nv_bfloat16>(float x) { return __expf(x); }
@@ -153,11 +153,12 @@ __device__ static inline float block_max(float x, float* shared /* (32) */) {
 //
 // The gradient of a bias is the sum of a column over all tokens. Atomic additions would make the
 // order, and so the last bits, a matter of chance. Instead each block sums some of the rows and
-// leaves a row of partial sums; this kernel then adds those up. Which rows a block sums depends on the
-// shape only, so every GPU gives the same bits.
+// leaves a row of partial sums; this kernel then adds those up. Which rows a block sums depends on
+// the shape only, so every GPU gives the same bits.
 
 // A block is 32 columns x 32 warps; each warp sums every 32nd row of partials.
-static __global__ void add_partial_sums_kernel(float* out, const float* partials, int rows, int cols) {
+static __global__ void add_partial_sums_kernel(float* out, const float* partials, int rows,
+                                               int cols) {
     __shared__ float sums[32][33];      // 33: the transposed reading below hits 32 different banks
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int col = blockIdx.x * 32 + lane;

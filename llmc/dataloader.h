@@ -3,16 +3,16 @@ Reads rows of tokens for training and validation, in an order that is a function
 
 The files ("shards") have llm.c's format: 256 int32 of header (magic 20240520, version 1, number of
 tokens), then the tokens as uint16; data/README.md draws it. Row r of a shard is the T tokens from
-r*T on; its targets are the same shifted by one, so a row needs T+1 tokens and the next one begins at
-its last. What is left at the end of a shard, less than a row, is not used.
+r*T on; its targets are the same shifted by one, so a row needs T+1 tokens and the next one begins
+at its last. What is left at the end of a shard, less than a row, is not used.
 
     shard 0   |--- row 0 ---|--- row 1 ---|--- row 2 ---|- |
     shard 1   |--- row 3 ---|--- row 4 ---|-----|
 
-A run visits rows number 0, 1, 2, ... of an endless sequence: epoch after epoch, each epoch being all
-rows in an order of its own. `dataloader_batch` computes which row of which shard that is. There is
-no position to store: who knows the number of the step resumes exactly, and neither the micro-batch
-size nor the number of ranks changes what a step sees.
+A run visits rows number 0, 1, 2, ... of an endless sequence: epoch after epoch, each epoch being
+all rows in an order of its own. `dataloader_batch` computes which row of which shard that is. There
+is no position to store: who knows the number of the step resumes exactly, and neither the
+micro-batch size nor the number of ranks changes what a step sees.
 
 C11 that also compiles as C++17.
 */
@@ -50,11 +50,11 @@ typedef struct {
 // ---------------------------------------------------------------------------------------------
 // The order of an epoch
 
-// Where `row` of 0..num_rows-1 stands in epoch `epoch`: a permutation that needs no memory. A Feistel
-// network permutes the numbers of 2 * half_bits bits whatever its round function is: each round adds
-// a random function of one half to the other half, which the same round would undo. That range is up
-// to four times larger than num_rows; results outside are sent through again until they fall inside
-// ("cycle walking"), and a permutation restricted in this way is one still.
+// Where `row` of 0..num_rows-1 stands in epoch `epoch`: a permutation that needs no memory. A
+// Feistel network permutes the numbers of 2 * half_bits bits whatever its round function is: each
+// round adds a random function of one half to the other half, which the same round would undo. That
+// range is up to four times larger than num_rows; results outside are sent through again until they
+// fall inside ("cycle walking"), and a permutation restricted in this way is one still.
 static inline uint64_t shuffle_row(uint64_t row, uint64_t num_rows, uint64_t seed, uint32_t epoch) {
     int half_bits = 1;
     while (num_rows > (uint64_t)1 << (2 * half_bits)) { half_bits++; }
@@ -75,14 +75,14 @@ static inline uint64_t shuffle_row(uint64_t row, uint64_t num_rows, uint64_t see
 // ---------------------------------------------------------------------------------------------
 // Files
 
-// Maps one file and checks that it is what its header says. Mapping means that the system reads pages
-// when they are touched, and keeps them as long as memory is free.
+// Maps one file and checks that it is what its header says. Mapping means that the system reads
+// pages when they are touched, and keeps them as long as memory is free.
 static inline void shard_open(Shard* shard, const char* path, int T) {
     const char* remake = "make it again with a script in data/";
     FILE* file = file_open(path, "the scripts in data/ make token files, see data/README.md");
     uint64_t bytes = file_size(file, path);
-    check(bytes >= TOKENS_HEADER_BYTES, "%s: %" PRIu64 " bytes are too few for a token file; %s", path,
-          bytes, remake);
+    check(bytes >= TOKENS_HEADER_BYTES, "%s: %" PRIu64 " bytes are too few for a token file; %s",
+          path, bytes, remake);
     int32_t header[3];
     file_read(header, sizeof(header), file, path);
     check(header[0] == TOKENS_MAGIC, "%s: not a token file (magic %d, should be %d); %s", path,
@@ -94,8 +94,8 @@ static inline void shard_open(Shard* shard, const char* path, int T) {
           "; it was cut off or damaged, %s", path, bytes, expected, remake);
 
     shard->num_tokens = (uint32_t)header[2];
-    check(shard->num_tokens > (uint64_t)T, "%s: %" PRIu64 " tokens are too few for one row of -t %d and"
-          " the target of its last token; reduce -t", path, shard->num_tokens, T);
+    check(shard->num_tokens > (uint64_t)T, "%s: %" PRIu64 " tokens are too few for one row of -t %d "
+          "and the target of its last token; reduce -t", path, shard->num_tokens, T);
     shard->num_rows = (shard->num_tokens - 1) / (uint64_t)T;
     void* map = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fileno(file), 0);
     check(map != MAP_FAILED, "cannot map %s: %s", path, strerror(errno));
@@ -123,8 +123,8 @@ static inline uint64_t shard_identity(const Shard* shard, uint64_t hash) {
 }
 
 // pattern names one file or several ("data/fineweb_train_*.bin").
-static inline void dataloader_open(DataLoader* loader, const char* pattern, int T, int V, int shuffle,
-                                   uint64_t seed) {
+static inline void dataloader_open(DataLoader* loader, const char* pattern, int T, int V,
+                                   int shuffle, uint64_t seed) {
     glob_t names;
     int status = glob(pattern, GLOB_NOCHECK, NULL, &names);     // no match: the pattern itself
     check(status == 0, "cannot look for the token files %s", pattern);
@@ -160,7 +160,8 @@ static inline void dataloader_close(DataLoader* loader) {
 // Reading
 
 // One row: inputs and targets (T) each.
-static inline void dataloader_row(const DataLoader* loader, int* inputs, int* targets, uint64_t row) {
+static inline void dataloader_row(const DataLoader* loader, int* inputs, int* targets,
+                                  uint64_t row) {
     const Shard* shard = loader->shards;
     while (row >= shard->num_rows) {
         row -= shard->num_rows;
@@ -168,9 +169,9 @@ static inline void dataloader_row(const DataLoader* loader, int* inputs, int* ta
     }
     const uint16_t* tokens = shard->tokens + row * (uint64_t)loader->T;     // (T+1)
     for (int t = 0; t <= loader->T; t++) {
-        check(tokens[t] < loader->V, "%s: token %d at position %" PRIu64 " is not below the vocabulary"
-              " size %d of the model; choose another model (-e) or other data", shard->path, tokens[t],
-              row * (uint64_t)loader->T + (uint64_t)t, loader->V);
+        check(tokens[t] < loader->V, "%s: token %d at position %" PRIu64 " is not below the "
+              "vocabulary size %d of the model; choose another model (-e) or other data", shard->path,
+              tokens[t], row * (uint64_t)loader->T + (uint64_t)t, loader->V);
         if (t < loader->T) { inputs[t] = tokens[t]; }
         if (t > 0) { targets[t - 1] = tokens[t]; }
     }
@@ -179,13 +180,15 @@ static inline void dataloader_row(const DataLoader* loader, int* inputs, int* ta
 // inputs and targets (B,T): B rows of the run's endless sequence, from number first_row on.
 static inline void dataloader_batch(const DataLoader* loader, int* inputs, int* targets,
                                     uint64_t first_row, int B) {
-    check((uint64_t)B <= loader->num_rows, "%s%s: %" PRIu64 " rows of -t %d tokens are fewer than one"
-          " batch of -b %d; reduce -b or -t", loader->shards[0].path,
+    check((uint64_t)B <= loader->num_rows, "%s%s: %" PRIu64 " rows of -t %d tokens are fewer than "
+          "one batch of -b %d; reduce -b or -t", loader->shards[0].path,
           loader->num_shards > 1 ? " and others" : "", loader->num_rows, loader->T, B);
     for (int b = 0; b < B; b++) {
         uint64_t epoch = (first_row + (uint64_t)b) / loader->num_rows;
         uint64_t row = (first_row + (uint64_t)b) % loader->num_rows;
-        if (loader->shuffle) { row = shuffle_row(row, loader->num_rows, loader->seed, (uint32_t)epoch); }
+        if (loader->shuffle) {
+            row = shuffle_row(row, loader->num_rows, loader->seed, (uint32_t)epoch);
+        }
         size_t bt = (size_t)b * (size_t)loader->T;
         dataloader_row(loader, inputs + bt, targets + bt, row);
     }

@@ -3,15 +3,15 @@ The encoder: a token's embedding plus its position's embedding, and the gradient
 
 Forward reads one row of each table. Backward is the opposite, a sum over all places where a row was
 used: per position over the batch, per token over its occurrences. So that no two threads add to the
-same number, the host first sorts the occurrences by token (token_index_build); each token then has one
-owner, which sums in the order of the text: no atomics, the same bits in every run.
+same number, the host first sorts the occurrences by token (token_index_build); each token then has
+one block, which sums in a fixed order: no atomics, the same bits in every run.
 */
 #ifndef LLMC_ENCODER_CUH
 #define LLMC_ENCODER_CUH
 
 #include "cuda_common.cuh"
 
-#define ENCODER_ROWS 4      // rows, or occurrences of a token, that a block reads at a time: a warp each
+#define ENCODER_ROWS 4      // that a block reads at a time, a warp each
 
 // ---------------------------------------------------------------------------------------------
 // Forward
@@ -33,10 +33,10 @@ static __global__ void encoder_forward_kernel(Real* out, const int* inp, const R
     }
 }
 
-// out (B,T,C) = wte (Vp,C) [inp (B,T)] + wpe (max_T,C) [t]. Tokens are in 0 .. Vp - 1, and T <= max_T.
+// out (B,T,C) = wte (Vp,C) [inp (B,T)] + wpe (max_T,C) [t]. Tokens are in 0 .. Vp - 1; T <= max_T.
 template <typename Real>
-static void encoder_forward(Real* out, const int* inp, const Real* wte, const Real* wpe, int B, int T,
-                            int C, cudaStream_t stream) {
+static void encoder_forward(Real* out, const int* inp, const Real* wte, const Real* wpe, int B,
+                            int T, int C, cudaStream_t stream) {
     check(B > 0 && T > 0, "encoder of B = %d, T = %d", B, T);
     check(C > 0 && C % 16 == 0, "C = %d is not a multiple of 16", C);
     dim3 block(32, ENCODER_ROWS);
@@ -61,8 +61,8 @@ typedef struct {
 static inline size_t token_index_size(int N) { return (size_t)3 * N + 1; }
 
 // On the host: a counting sort. Writes the three arrays of the index of inp (N), with tokens in
-// 0 .. V - 1, one after the other, so that one copy brings them to the device. Returns the number of
-// different tokens.
+// 0 .. V - 1, one after the other, so that one copy brings them to the device. Returns the number
+// of different tokens.
 static inline int token_index_build(int* index /* (token_index_size(N)) */, const int* inp, int N,
                                     int V) {
     int* positions = index;
@@ -90,7 +90,7 @@ static inline int token_index_build(int* index /* (token_index_size(N)) */, cons
     return distinct;
 }
 
-// The index whose arrays token_index_build wrote for N tokens, given where its copy lies on the device.
+// The index whose arrays token_index_build wrote for N tokens; `index` is its copy on the device.
 static inline TokenIndex token_index_view(const int* index, int N, int distinct) {
     TokenIndex view;
     view.distinct = distinct;
@@ -103,10 +103,10 @@ static inline TokenIndex token_index_view(const int* index, int N, int distinct)
 // ---------------------------------------------------------------------------------------------
 // Backward
 
-// Adds the vectors of floats that the warps of a block hold into dst, in the order of the warps.
-// columns: those of dst that the block owns, from c on; a lane holds the values of one Vec<Real>.
+// Adds what the warps of a block hold, in the order of the warps, into the columns of row (C) from
+// c on. Each lane holds one vector of columns, sum (Vec<Real>::size).
 template <typename Real>
-__device__ static inline void encoder_add_block(float* dst, const float* sum, int c, int C) {
+__device__ static inline void encoder_add_block(float* row, const float* sum, int c, int C) {
     __shared__ float sums[ENCODER_ROWS][32 * Vec<Real>::size];
     for (int k = 0; k < Vec<Real>::size; k++) {
         sums[threadIdx.y][threadIdx.x * Vec<Real>::size + k] = sum[k];
@@ -116,7 +116,7 @@ __device__ static inline void encoder_add_block(float* dst, const float* sum, in
     for (int i = thread; i < 32 * Vec<Real>::size && c + i < C; i += 32 * ENCODER_ROWS) {
         float total = 0.0f;
         for (int y = 0; y < ENCODER_ROWS; y++) { total += sums[y][i]; }
-        dst[c + i] += total;
+        row[c + i] += total;
     }
 }
 
@@ -154,20 +154,21 @@ static __global__ void wpe_backward_kernel(float* dwpe, const Real* dout, int B,
     encoder_add_block<Real>(dwpe + (size_t)t * C, sum, block_c, C);
 }
 
-// Adds the gradients from dout (B,T,C) into dwte (Vp,C) and dwpe (max_T,C). index: of the inputs (B,T)
-// that went forward. The classifier shares wte and adds to dwte too.
+// Adds into dwte (Vp,C) and dwpe (max_T,C) what dout (B,T,C) contributes. index: of the inputs that
+// went forward. The classifier shares wte and adds to dwte too.
 template <typename Real>
-static void encoder_backward(float* dwte, float* dwpe, const Real* dout, TokenIndex index, int B, int T,
-                             int C, cudaStream_t stream) {
+static void encoder_backward(float* dwte, float* dwpe, const Real* dout, TokenIndex index, int B,
+                             int T, int C, cudaStream_t stream) {
     check(B > 0 && T > 0, "encoder of B = %d, T = %d", B, T);
     check(C > 0 && C % 16 == 0, "C = %d is not a multiple of 16", C);
     check(index.distinct > 0 && index.distinct <= B * T, "an index of %d different tokens among %d",
           index.distinct, B * T);
     int column_blocks = CEIL_DIV(C, 32 * Vec<Real>::size);
-    dim3 block(32, ENCODER_ROWS), wte_grid(index.distinct, column_blocks), wpe_grid(T, column_blocks);
-    wte_backward_kernel<<<wte_grid, block, 0, stream>>>(dwte, dout, index, C);
+    dim3 block(32, ENCODER_ROWS);
+    dim3 tokens(index.distinct, column_blocks), positions(T, column_blocks);
+    wte_backward_kernel<<<tokens, block, 0, stream>>>(dwte, dout, index, C);
     cudaCheck(cudaGetLastError());
-    wpe_backward_kernel<<<wpe_grid, block, 0, stream>>>(dwpe, dout, B, T, C);
+    wpe_backward_kernel<<<positions, block, 0, stream>>>(dwpe, dout, B, T, C);
     cudaCheck(cudaGetLastError());
 }
 

@@ -1,6 +1,7 @@
 /*
-Command-line flags. A flag is one row of a table; parsing, range checks, help, the start-up printout,
-the log and the settings stored in a checkpoint all read that row, so they cannot drift apart.
+Command-line flags. A flag is one row of a table; parsing, range checks, help, the start-up
+printout, the log and the settings stored in a checkpoint all read that row, so they cannot drift
+apart.
 
     ./program -b 8 -o runs/a        every flag takes exactly one value
 
@@ -79,7 +80,7 @@ static inline void flag_set(const Flag* flag, const char* text) {
         default:
             check(0, "flag %s has the unknown type '%c'", flag->name, flag->type);
     }
-    check(is_number && *end == '\0' && end != text, "%s %s: not %s", flag->name, text, kind);
+    check(is_number && *end == '\0', "%s %s: not %s", flag->name, text, kind);
     check(errno != ERANGE, "%s %s: too large", flag->name, text);
     check((flag->low == 0.0 && flag->high == 0.0) || (number >= flag->low && number <= flag->high),
           "%s %s: must be from %.10g to %.10g", flag->name, text, flag->low, flag->high);
@@ -101,7 +102,8 @@ static inline void flags_print(const Flag* flags, int count) {
 static inline void flags_parse(const Flag* flags, int count, int argc, char** argv) {
     for (int i = 1; i < argc; i += 2) {
         if (strcmp(argv[i], "-h") == 0 || strcmp(argv[i], "--help") == 0) {
-            printf("usage: %s [flag value] ...\n\n  flag   default                  meaning\n", argv[0]);
+            printf("usage: %s [flag value] ...\n\n", argv[0]);
+            printf("  flag   default                  meaning\n");
             flags_print(flags, count);
             exit(0);
         }

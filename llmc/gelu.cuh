@@ -50,7 +50,8 @@ static void gelu_forward(Real* out, const Real* inp, size_t n, cudaStream_t stre
 }
 
 template <typename Real>
-static __global__ void gelu_backward_kernel(Real* dinp, const Real* dout, const Real* inp, size_t n) {
+static __global__ void gelu_backward_kernel(Real* dinp, const Real* dout, const Real* inp,
+                                            size_t n) {
     size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * Vec<Real>::size;
     if (i >= n) { return; }
     Vec<Real> x = vec_load(inp + i), d = vec_load(dout + i);

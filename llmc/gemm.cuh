@@ -14,6 +14,7 @@ A path is chosen once, at start:
 #ifndef LLMC_GEMM_CUH
 #define LLMC_GEMM_CUH
 
+#include "device_memory.cuh"
 #include "gemm_emulated.cuh"
 #include "gemm_plain.cuh"
 
@@ -47,8 +48,8 @@ static inline void gemm_create(Gemm* g, GemmPath requested, size_t most_elements
     g->path = requested == GEMM_AUTO ? GEMM_EMULATED : requested;
     gemm_plain_create(&g->plain);
     g->scratch_size = most_elements;
-    g->scratch = (__nv_bfloat16*)cuda_malloc(most_elements * sizeof(__nv_bfloat16),
-                                             "expanded NVFP4 operands");
+    g->scratch = (__nv_bfloat16*)device_alloc(most_elements * sizeof(__nv_bfloat16),
+                                              "expanded NVFP4 operands");
 }
 
 static inline void gemm_free(Gemm* g) {

@@ -1,6 +1,6 @@
 /*
 Sums over whole buffers: the squared norm of all gradients, and the losses of a batch. The order of
-addition depends on the number of values only, so the result is the same in every run and on every GPU.
+addition depends on the number of values only: the result is the same in every run and on every GPU.
 */
 #ifndef LLMC_GLOBAL_NORM_CUH
 #define LLMC_GLOBAL_NORM_CUH

@@ -2,16 +2,16 @@
 Layer normalization of the rows of a matrix, with the residual addition that precedes it, and both
 backward:
 
-    norm = (x - mean) * rstd            rstd = 1 / sqrt(variance + 1e-5), variance = mean((x - mean)^2)
+    norm = (x - mean) * rstd        rstd = 1 / sqrt(mean((x - mean)^2) + 1e-5)
     out  = norm * weight + bias
 
     dnorm   = dout * weight
-    dx      = rstd * (dnorm - mean(dnorm) - norm * mean(dnorm * norm))      means over the row
+    dx      = rstd * (dnorm - mean(dnorm) - norm * mean(dnorm * norm))
     dweight = sum over rows of dout * norm
     dbias   = sum over rows of dout
 
-[Ba, Kiros, Hinton, "Layer Normalization", 2016]. The kernels are bound by memory: each holds its row
-in registers, so that every tensor passes once.
+with means over the row [Ba, Kiros, Hinton, "Layer Normalization", 2016]. The kernels are bound by
+memory: they hold a row in registers, so that every tensor passes once.
 */
 #ifndef LLMC_LAYERNORM_CUH
 #define LLMC_LAYERNORM_CUH
@@ -19,7 +19,7 @@ in registers, so that every tensor passes once.
 #include "cuda_common.cuh"
 
 #define LAYERNORM_EPSILON 1e-5f
-#define LAYERNORM_SLOTS 3           // 16-byte vectors of a row that a thread holds: 768 = 3 * 32 * 8
+#define LAYERNORM_SLOTS 3           // vectors of a row that a thread holds: 768 = 3 * 32 * 8
 #define LAYERNORM_MAX_THREADS 512   // more would leave backward too few registers for its sums
 #define LAYERNORM_BLOCKS 1024       // at most so many partial sums in backward, whatever the GPU
 
@@ -29,8 +29,8 @@ in registers, so that every tensor passes once.
 template <typename Real> static inline dim3 layernorm_block(int N, int C) {
     int largest = LAYERNORM_MAX_THREADS * LAYERNORM_SLOTS * Vec<Real>::size;
     check(N > 0, "layernorm of N = %d rows", N);
-    check(C > 0 && C % 16 == 0 && C <= largest, "layernorm of C = %d channels: not a multiple of 16 "
-          "up to %d", C, largest);
+    check(C > 0 && C % 16 == 0 && C <= largest, "layernorm of C = %d channels: not a multiple of "
+          "16 up to %d", C, largest);
     int warps = CEIL_DIV(C / Vec<Real>::size, 32 * LAYERNORM_SLOTS);
     return warps == 1 ? dim3(32, 4) : dim3(32 * warps, 1);
 }
@@ -100,22 +100,24 @@ layernorm_forward_kernel(Real* residual_out, Real* out, float* mean, float* rstd
     }
 }
 
-// out (N,C) = layernorm of inp (N,C); mean (N) and rstd (N) are kept for backward. weight, bias (C).
+// out (N,C) = layernorm of inp (N,C); mean (N) and rstd (N) are for backward. weight, bias (C).
 template <typename Real>
-static void layernorm_forward(Real* out, float* mean, float* rstd, const Real* inp, const Real* weight,
-                              const Real* bias, int N, int C, cudaStream_t stream) {
+static void layernorm_forward(Real* out, float* mean, float* rstd, const Real* inp,
+                              const Real* weight, const Real* bias, int N, int C,
+                              cudaStream_t stream) {
     dim3 block = layernorm_block<Real>(N, C);
     layernorm_forward_kernel<<<CEIL_DIV(N, (int)block.y), block, 0, stream>>>(
         (Real*)NULL, out, mean, rstd, inp, (const Real*)NULL, weight, bias, N, C);
     cudaCheck(cudaGetLastError());
 }
 
-// residual_out (N,C) = inp1 + inp2, both (N,C); out (N,C) = layernorm of the residual as stored, that
-// is rounded, because that is what backward will read. residual_out may be inp1 or inp2.
+// residual_out (N,C) = inp1 + inp2, both (N,C); out (N,C) = layernorm of the residual as stored,
+// that is rounded, because this is what backward will read. residual_out may be inp1 or inp2.
 template <typename Real>
-static void fused_residual_layernorm_forward(Real* residual_out, Real* out, float* mean, float* rstd,
-                                             const Real* inp1, const Real* inp2, const Real* weight,
-                                             const Real* bias, int N, int C, cudaStream_t stream) {
+static void fused_residual_layernorm_forward(Real* residual_out, Real* out, float* mean,
+                                             float* rstd, const Real* inp1, const Real* inp2,
+                                             const Real* weight, const Real* bias, int N, int C,
+                                             cudaStream_t stream) {
     dim3 block = layernorm_block<Real>(N, C);
     layernorm_forward_kernel<<<CEIL_DIV(N, (int)block.y), block, 0, stream>>>(
         residual_out, out, mean, rstd, inp1, inp2, weight, bias, N, C);
@@ -123,7 +125,8 @@ static void fused_residual_layernorm_forward(Real* residual_out, Real* out, floa
 }
 
 template <typename Real>
-static __global__ void residual_forward_kernel(Real* out, const Real* inp1, const Real* inp2, size_t n) {
+static __global__ void residual_forward_kernel(Real* out, const Real* inp1, const Real* inp2,
+                                               size_t n) {
     size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * Vec<Real>::size;
     if (i >= n) { return; }
     Vec<Real> x = vec_load(inp1 + i), y = vec_load(inp2 + i);
@@ -133,8 +136,8 @@ static __global__ void residual_forward_kernel(Real* out, const Real* inp1, cons
     vec_store(out + i, x);
 }
 
-// out (n) = inp1 (n) + inp2 (n): the last residual addition, after which no layernorm follows at once.
-// out may be one of the inputs.
+// out (n) = inp1 (n) + inp2 (n): a residual addition without a layernorm behind it. out may be one
+// of the inputs.
 template <typename Real>
 static void residual_forward(Real* out, const Real* inp1, const Real* inp2, size_t n,
                              cudaStream_t stream) {
@@ -148,14 +151,15 @@ static void residual_forward(Real* out, const Real* inp1, const Real* inp2, size
 // Backward
 
 // The threads of a row keep the sums of their columns in registers over all rows they visit. At the
-// end the warps of a block hand them on, through shared memory, from first to last, and the last one
-// writes the block's row of partials.
+// end the warps of a block hand them on, through shared memory, from first to last, and the last
+// one writes the block's row of partials.
 template <typename Real>
 static __global__ void __launch_bounds__(LAYERNORM_MAX_THREADS)
-layernorm_backward_kernel(Real* dinp, float* dweight_partials, float* dbias_partials, const Real* dout,
-                          const Real* inp, const Real* weight, const float* mean, const float* rstd,
-                          int N, int C) {
+layernorm_backward_kernel(Real* dinp, float* dweight_partials, float* dbias_partials,
+                          const Real* dout, const Real* inp, const Real* weight, const float* mean,
+                          const float* rstd, int N, int C) {
     __shared__ float shared[32];
+    __shared__ float handed_on[2][32 * LAYERNORM_SLOTS * Vec<Real>::size];  // of one warp's row
     float dweight[LAYERNORM_SLOTS][Vec<Real>::size], dbias[LAYERNORM_SLOTS][Vec<Real>::size];
     #pragma unroll
     for (int s = 0; s < LAYERNORM_SLOTS; s++) {
@@ -187,7 +191,8 @@ layernorm_backward_kernel(Real* dinp, float* dweight_partials, float* dbias_part
                 dbias[s][k] += to_float(d[s].at[k]);
             }
         }
-        float mean_dnorm = row_sum(sum, shared) / C, mean_dnorm_norm = row_sum(sum_norm, shared) / C;
+        float mean_dnorm = row_sum(sum, shared) / C;
+        float mean_dnorm_norm = row_sum(sum_norm, shared) / C;
         #pragma unroll
         for (int s = 0; s < LAYERNORM_SLOTS; s++) {
             int c = (s * blockDim.x + threadIdx.x) * Vec<Real>::size;
@@ -207,7 +212,6 @@ layernorm_backward_kernel(Real* dinp, float* dweight_partials, float* dbias_part
         }
     }
 
-    __shared__ float handed_on[2][32 * LAYERNORM_SLOTS * Vec<Real>::size];  // only if a row is one warp's
     float* dweight_out = dweight_partials + (size_t)blockIdx.x * C;
     float* dbias_out = dbias_partials + (size_t)blockIdx.x * C;
     for (int y = 0; y < blockDim.y; y++) {
@@ -230,13 +234,14 @@ layernorm_backward_kernel(Real* dinp, float* dweight_partials, float* dbias_part
 // Floats of scratch memory that layernorm_backward needs.
 static inline size_t layernorm_backward_scratch(int C) { return (size_t)2 * LAYERNORM_BLOCKS * C; }
 
-// Adds into all three outputs: dinp (N,C), where two branches of the residual stream meet, and dweight
-// (C), dbias (C), which collect micro-batches. dout, inp (N,C); inp is what went forward, with its
-// mean (N) and rstd (N). scratch (layernorm_backward_scratch(C)).
+// Adds into all three outputs: dinp (N,C), where two branches of the residual stream meet, and
+// dweight (C), dbias (C), which collect micro-batches. dout, inp (N,C); inp is what went forward,
+// with its mean (N) and rstd (N). scratch (layernorm_backward_scratch(C)).
 template <typename Real>
 static void layernorm_backward(Real* dinp, float* dweight, float* dbias, const Real* dout,
                                const Real* inp, const Real* weight, const float* mean,
-                               const float* rstd, float* scratch, int N, int C, cudaStream_t stream) {
+                               const float* rstd, float* scratch, int N, int C,
+                               cudaStream_t stream) {
     dim3 block = layernorm_block<Real>(N, C);
     int blocks = CEIL_DIV(N, (int)block.y);
     if (blocks > LAYERNORM_BLOCKS) { blocks = LAYERNORM_BLOCKS; }

@@ -18,6 +18,7 @@ quantized_linear.h. Source: arXiv 2509.25149, section 4 and figure 5.
 #define LLMC_LINEAR_CUH
 
 #include "bias.cuh"
+#include "device_memory.cuh"
 #include "gemm.cuh"
 #include "quantize.cuh"
 #include "recipe.h"
@@ -26,6 +27,51 @@ quantized_linear.h. Source: arXiv 2509.25149, section 4 and figure 5.
 // (rows, cols), or (cols, rows) for the operands named ^T.
 typedef void (*OperandObserver)(int layer, int linear, int operand, const __nv_bfloat16* source,
                                 const Nvfp4Matrix* quantized);
+
+// ---------------------------------------------------------------------------------------------
+// The three products in high precision; Real is float or BF16
+
+template <typename Real> static GemmArgs linear_gemm_args(int M, int N, int K) {
+    GemmArgs args;
+    memset(&args, 0, sizeof(args));
+    args.M = M;
+    args.N = N;
+    args.K = K;
+    args.type = args.type_D = sizeof(Real) == sizeof(float) ? CUDA_R_32F : CUDA_R_16BF;
+    return args;
+}
+
+// out (N,OC) = inp (N,C) @ weight (OC,C)^T + bias (OC), which may be NULL.
+template <typename Real>
+static void linear_fprop(Real* out, const Real* inp, const Real* weight, const Real* bias, int N, int C,
+                         int OC, Gemm* gemm, cudaStream_t stream) {
+    GemmArgs args = linear_gemm_args<Real>(N, OC, C);
+    args.bias = bias;
+    gemm_plain(&gemm->plain, out, inp, weight, args, stream);
+}
+
+// dinp (N,C) = dout (N,OC) @ weight (OC,C).
+template <typename Real>
+static void linear_dgrad(Real* dinp, const Real* dout, const Real* weight, int N, int C, int OC, Gemm* gemm,
+                         cudaStream_t stream) {
+    GemmArgs args = linear_gemm_args<Real>(N, C, OC);
+    args.B_is_KN = 1;
+    gemm_plain(&gemm->plain, dinp, dout, weight, args, stream);
+}
+
+// dweight (OC,C) += dout (N,OC)^T @ inp (N,C), in FP32.
+template <typename Real>
+static void linear_wgrad(float* dweight, const Real* dout, const Real* inp, int N, int C, int OC, Gemm* gemm,
+                         cudaStream_t stream) {
+    GemmArgs args = linear_gemm_args<Real>(OC, C, N);
+    args.type_D = CUDA_R_32F;
+    args.A_is_KM = args.B_is_KN = 1;
+    args.accumulate = 1;
+    gemm_plain(&gemm->plain, dweight, dout, inp, args, stream);
+}
+
+// ---------------------------------------------------------------------------------------------
+// The recipe
 
 // Where a linear layer stands, and working memory that all of them share.
 typedef struct {
@@ -52,6 +98,25 @@ typedef struct {
     Nvfp4Matrix wT_q;           // (C, OC)
     Nvfp4Matrix xT_q;           // (C, N)    from forward to backward
 } QuantizedLinear;
+
+// A quantized matrix whose scales and amax have memory of their own; the codes lie where the caller says.
+// The scales are zeroed here, once: no quantizer writes their padding, and the tensor cores read it.
+static inline Nvfp4Matrix linear_operand_at(uint8_t* codes, int rows, int cols, const char* family) {
+    size_t bytes = nvfp4_scales_size((size_t)rows, (size_t)cols);
+    Nvfp4Matrix matrix;
+    matrix.rows = rows;
+    matrix.cols = cols;
+    matrix.codes = codes;
+    matrix.block_scales = (uint8_t*)device_alloc(bytes, family);
+    matrix.amax = (float*)device_alloc(sizeof(float), family);
+    cudaCheck(cudaMemset(matrix.block_scales, 0, bytes));
+    return matrix;
+}
+
+static inline Nvfp4Matrix linear_operand_alloc(int rows, int cols, const char* family) {
+    uint8_t* codes = (uint8_t*)device_alloc(nvfp4_codes_size((size_t)rows, (size_t)cols), family);
+    return linear_operand_at(codes, rows, cols, family);
+}
 
 static inline Nvfp4Rounding linear_rounding(const Linear* l, int operand) {
     Nvfp4Rounding rounding;
@@ -81,13 +146,14 @@ static void linear_quantize(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT_q, con
     linear_observe(l, operandT, x, xT_q);
 }
 
-// D (M,N) = A (M,K) @ B (N,K)^T, added to D if it is FP32.
+// D (M,N) = A (M,K) @ B (N,K)^T; or added to D if that is FP32: the gradient of a weight.
 template <typename Real>
 static void linear_gemm(Real* D, const Nvfp4Matrix* A, const Nvfp4Matrix* B, int operand_a, int operand_b,
                         const Linear* l) {
     int tag = (l->layer * NUM_LINEARS + l->linear) * NUM_OPERANDS;
     quantize_alpha(l->alpha, l->nonfinite, A->amax, B->amax, tag + operand_a, tag + operand_b, l->stream);
-    gemm_nvfp4(D, A, B, l->alpha, l->gemm, l->stream);
+    int fp32 = sizeof(Real) == sizeof(float);
+    gemm_nvfp4(l->gemm, D, fp32 ? CUDA_R_32F : CUDA_R_16BF, fp32, A, B, l->alpha, l->stream);
 }
 
 // Quantizes weight (OC,C) after an update.
@@ -114,7 +180,7 @@ static void linear_forward(__nv_bfloat16* out, const __nv_bfloat16* inp, const _
         linear_gemm(out, &x_q, &q->w_q, OPERAND_X, OPERAND_W, l);
         bias_add(out, bias, N, OC, l->stream);
     } else {
-        gemm_forward(out, inp, weight, bias, N, C, OC, l->gemm, l->stream);
+        linear_fprop(out, inp, weight, bias, N, C, OC, l->gemm, l->stream);
     }
 }
 
@@ -135,27 +201,27 @@ static void linear_backward(__nv_bfloat16* dinp, float* dweight, float* dbias, c
     if (wgrad) {
         linear_gemm(dweight, dyT_q, &q->xT_q, OPERAND_DYT, OPERAND_XT, l);
     } else {
-        gemm_wgrad(dweight, dout, inp, N, C, OC, l->gemm, l->stream);
+        linear_wgrad(dweight, dout, inp, N, C, OC, l->gemm, l->stream);
     }
     if (dgrad) {
         linear_gemm(dinp, dy_q, &q->wT_q, OPERAND_DY, OPERAND_WT, l);
     } else {
-        gemm_dgrad(dinp, dout, weight, N, C, OC, l->gemm, l->stream);
+        linear_dgrad(dinp, dout, weight, N, C, OC, l->gemm, l->stream);
     }
 }
 
 // FP32 tensors are never quantized.
 static void linear_forward(float* out, const float* inp, const float* weight, const float* bias,
                            QuantizedLinear*, int N, int C, int OC, const Linear* l) {
-    gemm_forward(out, inp, weight, bias, N, C, OC, l->gemm, l->stream);
+    linear_fprop(out, inp, weight, bias, N, C, OC, l->gemm, l->stream);
 }
 
 static void linear_backward(float* dinp, float* dweight, float* dbias, const float* dout, const float* inp,
                             const float* weight, QuantizedLinear*, int N, int C, int OC,
                             const Linear* l) {
     bias_backward(dbias, dout, l->bias_scratch, N, OC, l->stream);
-    gemm_wgrad(dweight, dout, inp, N, C, OC, l->gemm, l->stream);
-    gemm_dgrad(dinp, dout, weight, N, C, OC, l->gemm, l->stream);
+    linear_wgrad(dweight, dout, inp, N, C, OC, l->gemm, l->stream);
+    linear_dgrad(dinp, dout, weight, N, C, OC, l->gemm, l->stream);
 }
 
 static void linear_update_weight(QuantizedLinear*, const float*, int, int, const Linear*) {}

@@ -1,7 +1,7 @@
 /*
 The log of a run: DIR/log.jsonl, one JSON object a line.
 
-    {"run":{"flags":{"-b":4,...},"program":"train_gpt2_fp32",...}}      once, and again at each resume
+    {"run":{"flags":{"-b":4,...},"program":"train_gpt2_fp32",...}}      at the start and each resume
     {"step":0,"loss":5.54,"norm":2.1,"lr":0.0006,"ms":85.1,"tok_s":12034}
     {"step":20,"val_loss":3.92}
 
@@ -32,8 +32,8 @@ typedef struct {
 
 // ---------------------------------------------------------------------------------------------
 
-// Rewrites the log without the lines of steps that the resumed run will do again, and without a last
-// line that was not finished.
+// Rewrites the log without the lines of steps that the resumed run will do again, and without a
+// last line that was not finished.
 static inline void logger_rewind(const char* path, int step) {
     FILE* old = fopen(path, "rb");
     if (old == NULL) { return; }
@@ -53,8 +53,8 @@ static inline void logger_rewind(const char* path, int step) {
     file_commit(kept, path);
 }
 
-// directory "" means no log. resume_step is the first step of a resumed run, -1 for a new one, which
-// leaves an older log in log.previous.jsonl.
+// directory "" means no log. resume_step is the first step of a resumed run, -1 for a new one,
+// which leaves an older log in log.previous.jsonl.
 static inline void logger_open(Logger* logger, const char* directory, int resume_step) {
     logger->file = NULL;
     if (directory[0] == '\0') { return; }

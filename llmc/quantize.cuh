@@ -12,6 +12,9 @@ two passes: quantize_amax, then quantize_activation. For a weight, quantize_weig
 
 Every number comes from the functions of nvfp4.h, random.h and hadamard.h; this file only moves the
 data. Blocks of 16 never leave the thread that owns them, so no result depends on the launch shape.
+
+Nobody here writes the padding of the block scales. Who allocates a matrix zeroes them once. Codes and
+sources start on multiples of 16 bytes.
 */
 #ifndef LLMC_QUANTIZE_CUH
 #define LLMC_QUANTIZE_CUH
@@ -19,38 +22,6 @@ data. Blocks of 16 never leave the thread that owns them, so no result depends o
 #include "cuda_common.cuh"
 #include "hadamard.h"
 #include "nvfp4.h"
-
-// ---------------------------------------------------------------------------------------------
-// Memory of a quantized matrix: codes, block scales, amax, each part on a multiple of 256 bytes
-
-static inline size_t nvfp4_align(size_t bytes) {
-    return CEIL_DIV(bytes, (size_t)256) * 256;
-}
-
-// Device memory that a matrix of this size occupies.
-static inline size_t nvfp4_matrix_bytes(int rows, int cols) {
-    return nvfp4_align(nvfp4_codes_size((size_t)rows, (size_t)cols)) +
-           nvfp4_align(nvfp4_scales_size((size_t)rows, (size_t)cols)) + nvfp4_align(sizeof(float));
-}
-
-// A matrix in nvfp4_matrix_bytes of device memory that start on a multiple of 256. The scales are
-// zeroed here, once: no quantizer writes their padding, and the tensor cores read it.
-static inline Nvfp4Matrix nvfp4_matrix_place(void* memory, int rows, int cols) {
-    size_t scales_size = nvfp4_scales_size((size_t)rows, (size_t)cols);
-    Nvfp4Matrix matrix;
-    matrix.rows = rows;
-    matrix.cols = cols;
-    matrix.codes = (uint8_t*)memory;
-    matrix.block_scales = matrix.codes + nvfp4_align(nvfp4_codes_size((size_t)rows, (size_t)cols));
-    matrix.amax = (float*)(matrix.block_scales + nvfp4_align(scales_size));
-    cudaCheck(cudaMemset(matrix.block_scales, 0, scales_size));
-    return matrix;
-}
-
-// A matrix in memory of its own; `codes` is the address to free.
-static inline Nvfp4Matrix nvfp4_matrix_alloc(int rows, int cols, const char* what) {
-    return nvfp4_matrix_place(cuda_malloc(nvfp4_matrix_bytes(rows, cols), what), rows, cols);
-}
 
 static inline void quantize_check_shape(int rows, int cols) {
     check(rows > 0 && cols > 0 && rows % NVFP4_BLOCK == 0 && cols % NVFP4_BLOCK == 0,
@@ -129,9 +100,9 @@ static __global__ void amax_kernel(uint32_t* amax, uint32_t* amaxT,
     }
 }
 
-// amax (1) = max |x| over x (rows, cols); amaxT (1) = the same over the transposed x, which differs only
-// if groups of 16 rows are Hadamard-transformed first. Either may be NULL. A NaN or Inf in x gives a
-// result that is not finite.
+// amax (1) = max |x| over x (rows, cols); amaxT (1) = the same over the transposed x, which differs
+// only if groups of 16 rows are Hadamard-transformed first. Either may be NULL. A NaN or Inf in x gives
+// a result that is not finite.
 static inline void quantize_amax(float* amax, float* amaxT, const __nv_bfloat16* x, int rows, int cols,
                                  int hadamard, cudaStream_t stream) {
     quantize_check_shape(rows, cols);
@@ -179,10 +150,9 @@ __device__ static inline void quantize_store(Nvfp4Matrix out, size_t row, size_t
 //
 // `out` or `outT` may lack memory (codes NULL) and is then left out. If tile16 is set, the amax of a
 // block is that of its 16x16 tile; both directions then give the same codes and scales.
-static __global__ void quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT,
-                                       const __nv_bfloat16* x /* (rows, cols) */, int rows, int cols,
-                                       int hadamard, int tile16, Nvfp4Rounding rounding,
-                                       Nvfp4Rounding roundingT) {
+static __global__ void __launch_bounds__(QUANTIZE_THREADS, 4)
+quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT, const __nv_bfloat16* x /* (rows, cols) */, int rows,
+                int cols, int hadamard, int tile16, Nvfp4Rounding rounding, Nvfp4Rounding roundingT) {
     __shared__ uint4 tile[TILE_ROWS][TILE_COLS / 8];
     __shared__ uint32_t tile_amax[TILE_ROWS / 16][TILE_COLS / 16];
     int first_row = (int)blockIdx.y * TILE_ROWS, first_col = (int)blockIdx.x * TILE_COLS;
@@ -255,9 +225,9 @@ static inline void quantize_launch(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT
     check(x_q == NULL || (x_q->rows == rows && x_q->cols == cols),
           "a (%d, %d) matrix is quantized into one of (%d, %d)", rows, cols, x_q->rows, x_q->cols);
     check(xT_q == NULL || (xT_q->rows == cols && xT_q->cols == rows),
-          "the transpose of a (%d, %d) matrix is quantized into one of (%d, %d)", rows, cols, xT_q->rows,
-          xT_q->cols);
-    check(CEIL_DIV(rows, TILE_ROWS) <= 65535, "%d rows are more than one launch covers: reduce -b or -t",
+          "the transpose of a (%d, %d) matrix is quantized into one of (%d, %d)", rows, cols,
+          xT_q->rows, xT_q->cols);
+    check(CEIL_DIV(rows, TILE_ROWS) <= 65535, "%d rows are more than one launch covers: reduce -b",
           rows);
     Nvfp4Matrix absent;
     memset(&absent, 0, sizeof(absent));
@@ -347,8 +317,8 @@ static __global__ void alpha_kernel(float* alpha, int* nonfinite, const float* a
 // stream that had a NaN or Inf, or whose amax times the other's is too large or too small for FP32.
 // Later operands do not overwrite it: they are mostly not finite because the first one was not. The
 // host looks at it once a step; until then results are garbage, but nothing else happens.
-static inline void quantize_alpha(float* alpha, int* nonfinite, const float* amax_a, const float* amax_b,
-                                  int tag_a, int tag_b, cudaStream_t stream) {
+static inline void quantize_alpha(float* alpha, int* nonfinite, const float* amax_a,
+                                  const float* amax_b, int tag_a, int tag_b, cudaStream_t stream) {
     alpha_kernel<<<1, 1, 0, stream>>>(alpha, nonfinite, amax_a, amax_b, tag_a, tag_b);
     cudaCheck(cudaGetLastError());
 }

@@ -36,8 +36,8 @@ static inline void tokenizer_read(Tokenizer* tokenizer, FILE* file, const char* 
     check(bytes >= TOKENIZER_HEADER_BYTES, "%s: too short for a tokenizer file", path);
     file_read(header, sizeof(header), file, path);
     check(header[0] == TOKENIZER_MAGIC && header[1] == TOKENIZER_VERSION && header[2] > 0
-          && header[2] <= 65536, "%s: not a tokenizer file that this program can read (magic %d, version "
-          "%d, %d tokens)", path, header[0], header[1], header[2]);
+          && header[2] <= 65536, "%s: not a tokenizer file that this program can read (magic %d, "
+          "version %d, %d tokens)", path, header[0], header[1], header[2]);
     int n = header[2];
     tokenizer->num_tokens = n;
     tokenizer->end_of_text = header[3];
@@ -84,8 +84,8 @@ static inline void tokenizer_open(Tokenizer* tokenizer, const char* train_data, 
         tokenizer->text = NULL;
         tokenizer->end_of_text = V - 1;     // as in GPT-2's vocabulary
     }
-    check(tokenizer->end_of_text >= 0 && tokenizer->end_of_text < V, "%s: end-of-text token %d is not "
-          "in the model's vocabulary of %d", path, tokenizer->end_of_text, V);
+    check(tokenizer->end_of_text >= 0 && tokenizer->end_of_text < V, "%s: end-of-text token %d is "
+          "not in the model's vocabulary of %d", path, tokenizer->end_of_text, V);
 }
 
 static inline void tokenizer_close(Tokenizer* tokenizer) {
@@ -111,8 +111,8 @@ static inline size_t utf8_printable(const unsigned char* text, size_t bytes) {
     return character >= smallest[length] && character <= 0x10ffff && !surrogate ? length : 0;
 }
 
-// A model may generate anything, also what a terminal takes for a command: all that is not printable
-// is written as \x1b.
+// A model may generate anything, also what a terminal takes for a command: all that is not
+// printable is written as \x1b.
 static inline void print_safely(FILE* to, const unsigned char* text, size_t bytes) {
     for (size_t i = 0; i < bytes; ) {
         size_t length = utf8_printable(text + i, bytes - i);
@@ -127,7 +127,8 @@ static inline void print_safely(FILE* to, const unsigned char* text, size_t byte
 }
 
 // The tokens are joined before they are printed, since one character may be spread over several.
-static inline void tokenizer_print(FILE* to, const Tokenizer* tokenizer, const int* tokens, int count) {
+static inline void tokenizer_print(FILE* to, const Tokenizer* tokenizer,
+                                   const int* tokens /* (count) */, int count) {
     unsigned char* joined = (unsigned char*)xmalloc((size_t)count * 256, "generated text");
     size_t bytes = 0;
     for (int i = 0; i < count; i++) {

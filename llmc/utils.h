@@ -2,8 +2,8 @@
 What every host file needs: errors, memory, files, a clock.
 
 Errors end the program with one message and exit status 1; a library would return them. Who writes a
-file that must survive a crash writes it to a temporary name and renames it: file_create, file_write,
-file_commit. A reader then sees the old file or the new one, never half of either.
+file that must survive a crash writes it to a temporary name and renames it: file_create,
+file_write, file_commit. A reader then sees the old file or the new one, never half of either.
 
 C11 that also compiles as C++17. POSIX (compile C with -D_POSIX_C_SOURCE=200809L).
 */
@@ -73,7 +73,8 @@ static inline void path_format(char* path /* (PATH_BYTES) */, const char* format
     va_start(values, format);
     int length = vsnprintf(path, PATH_BYTES, format, values);
     va_end(values);
-    check(length >= 0 && length < PATH_BYTES, "path of %d bytes is too long: %.60s...", length, path);
+    check(length >= 0 && length < PATH_BYTES, "path of %d bytes is too long: %.60s...", length,
+          path);
 }
 
 // The directory part of a path, "." if it has none.
@@ -188,7 +189,8 @@ static inline double seconds_now(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-// FNV-1a, 64 bits [Fowler, Noll, Vo]: continues from `hash`, so a long text can be hashed in pieces.
+// FNV-1a, 64 bits [Fowler, Noll, Vo]: continues from `hash`, so a long text can be hashed in
+// pieces.
 #define FNV1A_START 0xcbf29ce484222325u
 
 static inline uint64_t fnv1a(const void* from, size_t bytes, uint64_t hash) {

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+#
+# dev/test/run.sh TEST... [--skip REASON TEST...]: runs each test before --skip, shows what it prints,
+# adds up, and counts those after --skip as skipped. `make test` calls it.
+#
+# A test prints one line for each check, beginning with "ok  ", "FAIL" or "skip" (report.h). A program
+# that crashes, hangs, or checks nothing has failed.
+#
+# The last line is "N passed, N failed, N skipped". Exit status 0 if none failed.
+set -uo pipefail
+cd "$(dirname "$0")/../.." || exit 1
+
+TIME_LIMIT=1200         # seconds for one test; the slowest takes about one minute on two cores
+
+passed=0
+failed=0
+skipped=0
+notes=()                # failures and skips, repeated at the end
+output=$(mktemp) || exit 1
+trap 'rm -f "$output"' EXIT
+
+lines_with() { grep -c "^$1 " "$output"; }
+
+fail() {
+    echo "FAIL $1"
+    notes+=("FAIL $1")
+    failed=$((failed + 1))
+}
+
+while [ $# -gt 0 ] && [ "$1" != --skip ]; do
+    test=$1
+    name=${test#build/}
+    shift
+    echo "--- $name"
+    start=$SECONDS
+    timeout "$TIME_LIMIT" "$test" 2>&1 | tee "$output"
+    status=${PIPESTATUS[0]}
+    ok_lines=$(lines_with ok) fail_lines=$(lines_with FAIL) skip_lines=$(lines_with skip)
+    passed=$((passed + ok_lines))
+    failed=$((failed + fail_lines))
+    skipped=$((skipped + skip_lines))
+    while IFS= read -r line; do
+        notes+=("$line   [$name]")
+    done < <(grep -E '^(FAIL|skip) ' "$output")
+    if [ "$status" -eq 124 ]; then
+        fail "$name: still running after $TIME_LIMIT s"
+    elif [ "$status" -ne 0 ] && [ "$fail_lines" -eq 0 ]; then
+        fail "$name: ended with status $status"
+    elif [ $((ok_lines + fail_lines + skip_lines)) -eq 0 ]; then
+        fail "$name: checked nothing"
+    fi
+    echo "    ($((SECONDS - start)) s)"
+done
+
+if [ $# -gt 1 ]; then
+    reason=$2
+    shift 2
+    for test in "$@"; do
+        echo "skip ${test#build/}: $reason"
+        notes+=("skip ${test#build/}: $reason")
+        skipped=$((skipped + 1))
+    done
+fi
+
+echo
+if [ ${#notes[@]} -gt 0 ]; then
+    echo "not passed:"
+    printf '    %s\n' "${notes[@]}"
+fi
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

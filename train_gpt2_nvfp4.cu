@@ -1,0 +1,608 @@
+/*
+Trains GPT-2 on a GPU with the linear layers in NVFP4 (-p nvfp4), or in BF16 or FP32 to compare with.
+
+This is train_gpt2_fp32.c on a GPU: the same functions in the same order with the same names, the same
+flags, data order, initial weights and log. Put the two side by side; where they differ is what this
+project teaches. Three things are new here:
+  - types: activations are `Real`, which is float for -p fp32 and BF16 otherwise; master weights,
+    gradients of weights and AdamW's moments are always float
+  - kernels instead of loops, launched on one stream; the CPU waits for the GPU once per update
+  - a block whose linear layers are quantized keeps their inputs packed (llmc/linear.cuh)
+
+Read: gpt2_forward, gpt2_backward, gpt2_update; then llmc/linear.cuh (the recipe), llmc/quantize.cuh, the
+llmc/gemm*.cuh files (what an NVFP4 GEMM is on which GPU), and the other kernels.
+
+Two runs give the same bits, and a resumed run those of one that was never interrupted. On GPUs without
+FP4 tensor cores the FP4 GEMM is emulated: exact in every product. This version trains on one GPU.
+
+Errors end the program with one message; a library would return them.
+*/
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "llmc/train_run.h"         // TrainRun: flags, data, log, checkpoints
+#include "llmc/energy.h"            // EnergyMeter
+#include "llmc/speed_of_light.h"    // training_flops_per_token
+#include "llmc/adamw.cuh"           // adamw_update
+#include "llmc/attention.cuh"       // attention_forward, attention_backward
+#include "llmc/classifier.cuh"      // fused_classifier
+#include "llmc/device_memory.cuh"   // device_alloc, device_memory_print
+#include "llmc/encoder.cuh"         // encoder_forward, encoder_backward, TokenIndex
+#include "llmc/gelu.cuh"            // gelu_forward, gelu_backward
+#include "llmc/global_norm.cuh"     // global_norm_squared, sum_losses
+#include "llmc/layernorm.cuh"       // layernorm_forward, layernorm_backward
+#include "llmc/linear.cuh"          // linear_forward, linear_backward
+
+// ---------------------------------------------------------------------------------------------
+// The model and what one micro-batch leaves behind for the backward pass. Pointers lead to the device
+// unless their name ends in _cpu.
+
+template <typename Real> struct BlockActivations {
+    Real* ln1;              // (B,T,C)      ln1, ln2, fch_gelu: memory of their own only if backward reads them
+    float* ln1_mean;        // (B,T)
+    float* ln1_rstd;        // (B,T)
+    Real* qkv;              // (B,T,3C)
+    float* lse;             // (B,NH,T)     log-sum-exp of the attention scores
+    Real* atty;             // (B,T,C)      attention's output
+    Real* residual2;        // (B,T,C)      after attention
+    Real* ln2;              // (B,T,C)
+    float* ln2_mean;        // (B,T)
+    float* ln2_rstd;        // (B,T)
+    Real* fch;              // (B,T,4C)     before GELU
+    Real* fch_gelu;         // (B,T,4C)
+    Real* residual3;        // (B,T,C)      after the MLP
+    QuantizedLinear linears[NUM_LINEARS];
+};
+
+template <typename Real> struct Activations {
+    Real* encoded;          // (B,T,C)
+    BlockActivations<Real>* blocks;     // (L), on the CPU
+    Real* lnf;              // (B,T,C)
+    float* lnf_mean;        // (B,T)
+    float* lnf_rstd;        // (B,T)
+    Real* logits;           // (B,T,Vp)     overwritten by their gradient
+    float* losses;          // (B,T)
+    // scratch
+    Real* proj;             // (B,T,C)      output of a projection, before it joins the residual stream
+    Real* dresidual;        // (B,T,C)      gradient flowing down the residual stream
+    Real* dbt4c;            // (B,T,4C)     gradient inside a branch
+    Real* dbtc;             // (B,T,C)      likewise
+    float* attention_delta;     // (B,NH,T)
+    float* layernorm_scratch;   // layernorm_backward_scratch(C)
+    float* norm_scratch;        // GLOBAL_NORM_BLOCKS
+};
+
+// A micro-batch of tokens on its way to the GPU. There are two, so that the CPU can prepare one while the
+// GPU works on the other.
+typedef struct {
+    int* tokens_cpu;        // (B*T) inputs, (B*T) targets, then the inputs' TokenIndex; page-locked
+    int* tokens;            // the same on the device
+    cudaEvent_t copied;     // tokens_cpu may be written again
+} BatchSlot;
+
+template <typename Real> struct GPT2 {
+    GPT2Config config;
+    Recipe recipe;
+    uint64_t seed;
+    ParamSpec specs[NUM_PARAMS];
+    size_t num_params;
+    float* params;          // FP32 master weights
+    Real* working;          // what the layers read: the masters rounded to the recipe's base format
+    float* grads;
+    float* m;               // AdamW moments
+    float* v;
+    Activations<Real> acts;
+    Linear linear;
+    Gemm gemm;
+    BatchSlot slots[2];
+    int next_slot;
+    int* inputs;            // (B,T) of the micro-batch at hand
+    int* targets;           // (B,T)
+    TokenIndex token_index;
+    float* loss_sum;        // (1) sum of the losses since gpt2_zero_loss
+    float* norm_squared;    // (1)
+    int B, T;               // most that acts can hold
+    uint32_t micro_step;    // counts micro-batches over the run; stochastic rounding draws by it
+    cudaStream_t stream;
+};
+
+template <typename Real> static Real* param(const GPT2<Real>* model, int p, int layer) {
+    return model->working + gpt2_param_offset(model->specs, p, layer);
+}
+
+template <typename Real> static float* grad(const GPT2<Real>* model, int p, int layer) {
+    return model->grads + gpt2_param_offset(model->specs, p, layer);
+}
+
+// The linear layer `linear` of block `layer`, for the calls of linear_forward and linear_backward.
+template <typename Real> static const Linear* linear_at(GPT2<Real>* model, int layer, int linear) {
+    model->linear.layer = layer;
+    model->linear.linear = linear;
+    model->linear.step = model->micro_step;
+    return &model->linear;
+}
+
+// The four linear layers of a block: which parameter is the weight, and its shape in units of C.
+static const struct { int weight, in, out; } linear_shapes[NUM_LINEARS] = {
+    { QKVW, 1, 3 }, { PROJW, 1, 1 }, { FCW, 1, 4 }, { FCPROJW, 4, 1 },
+};
+
+// Quantized weights follow from the working weights; called whenever those change.
+template <typename Real> static void gpt2_quantize_weights(GPT2<Real>* model) {
+    int C = model->config.C;
+    for (int l = 0; l < model->config.L; l++) {
+        for (int i = 0; i < NUM_LINEARS; i++) {
+            linear_update_weight(&model->acts.blocks[l].linears[i], param(model, linear_shapes[i].weight, l),
+                                 linear_shapes[i].out * C, linear_shapes[i].in * C, linear_at(model, l, i));
+        }
+    }
+}
+
+// Working weights follow from the masters: after these were set from the host.
+template <typename Real> static void gpt2_refresh_working(GPT2<Real>* model) {
+    if ((void*)model->working != (void*)model->params) {
+        round_to_working((__nv_bfloat16*)model->working, model->params, model->num_params, model->stream);
+    }
+    gpt2_quantize_weights(model);
+}
+
+// A block's activations. What only quantized GEMMs read (the inputs of the linear layers, except atty, which
+// attention's backward pass needs) is not kept beside its packed form: such tensors share the scratch
+// memory, and X^T in NVFP4 stays.
+template <typename Real>
+static void block_alloc(BlockActivations<Real>* b, const Activations<Real>* a, const Recipe* recipe, int layer,
+                        const GPT2Config* config, size_t B, size_t T) {
+    size_t NH = (size_t)config->NH, BT = B * T, BTC = BT * (size_t)config->C, real = sizeof(Real);
+    int keep_inputs = !recipe_quantizes(recipe, WGRAD, layer, config->L);
+    b->ln1 = keep_inputs ? (Real*)device_alloc(BTC * real, "linear inputs") : a->dbtc;
+    b->ln1_mean = (float*)device_alloc(BT * sizeof(float), "statistics");
+    b->ln1_rstd = (float*)device_alloc(BT * sizeof(float), "statistics");
+    b->qkv = (Real*)device_alloc(3 * BTC * real, "qkv");
+    b->lse = (float*)device_alloc(BT * NH * sizeof(float), "statistics");
+    b->atty = (Real*)device_alloc(BTC * real, "attention output");
+    b->residual2 = (Real*)device_alloc(BTC * real, "residual stream");
+    b->ln2 = keep_inputs ? (Real*)device_alloc(BTC * real, "linear inputs") : a->dbtc;
+    b->ln2_mean = (float*)device_alloc(BT * sizeof(float), "statistics");
+    b->ln2_rstd = (float*)device_alloc(BT * sizeof(float), "statistics");
+    b->fch = (Real*)device_alloc(4 * BTC * real, "MLP before GELU");
+    b->fch_gelu = keep_inputs ? (Real*)device_alloc(4 * BTC * real, "linear inputs") : a->dbt4c;
+    b->residual3 = (Real*)device_alloc(BTC * real, "residual stream");
+    for (int i = 0; i < NUM_LINEARS; i++) {
+        int in = linear_shapes[i].in * config->C, out = linear_shapes[i].out * config->C;
+        int fprop = recipe_quantizes(recipe, FPROP, layer, config->L);
+        int dgrad = recipe_quantizes(recipe, DGRAD, layer, config->L);
+        QuantizedLinear* q = &b->linears[i];
+        memset(q, 0, sizeof(*q));
+        // the two directions of a weight are quantized together, from one amax
+        if (fprop || dgrad) {
+            q->w_q = linear_operand_alloc(out, in, "NVFP4 weights");
+            q->wT_q = linear_operand_alloc(in, out, "NVFP4 weights");
+        }
+        if (!keep_inputs) { q->xT_q = linear_operand_alloc(in, (int)BT, "NVFP4 linear inputs"); }
+    }
+}
+
+template <typename Real>
+static void activations_alloc(Activations<Real>* a, const Recipe* recipe, const GPT2Config* config, size_t B,
+                              size_t T) {
+    size_t L = (size_t)config->L, C = (size_t)config->C, BT = B * T, BTC = BT * C, real = sizeof(Real);
+    a->proj = (Real*)device_alloc(BTC * real, "scratch");
+    a->dresidual = (Real*)device_alloc(BTC * real, "scratch");
+    a->dbt4c = (Real*)device_alloc(4 * BTC * real, "scratch");
+    a->dbtc = (Real*)device_alloc(BTC * real, "scratch");
+    a->attention_delta = (float*)device_alloc(BT * (size_t)config->NH * sizeof(float), "scratch");
+    a->layernorm_scratch = (float*)device_alloc(layernorm_backward_scratch(config->C) * sizeof(float), "scratch");
+    a->norm_scratch = (float*)device_alloc(GLOBAL_NORM_BLOCKS * sizeof(float), "scratch");
+    a->blocks = (BlockActivations<Real>*)xcalloc(L * sizeof(BlockActivations<Real>), "blocks");
+    for (size_t l = 0; l < L; l++) { block_alloc(&a->blocks[l], a, recipe, (int)l, config, B, T); }
+    a->encoded = (Real*)device_alloc(BTC * real, "residual stream");
+    a->lnf = (Real*)device_alloc(BTC * real, "linear inputs");
+    a->lnf_mean = (float*)device_alloc(BT * sizeof(float), "statistics");
+    a->lnf_rstd = (float*)device_alloc(BT * sizeof(float), "statistics");
+    a->logits = (Real*)device_alloc(BT * (size_t)config->Vp * real, "logits");
+    a->losses = (float*)device_alloc(BT * sizeof(float), "statistics");
+}
+
+// Memory that all linear layers share, for micro-batches of N tokens: operands that live for one GEMM, with
+// one piece for the codes, as large as the largest needs. Returns the largest number of elements that the two
+// operands of a quantized GEMM have together, 0 if the recipe quantizes none.
+static size_t linear_alloc(Linear* l, const GPT2Config* config, int N) {
+    int C = config->C;
+    l->alpha = (float*)device_alloc(sizeof(float), "scratch");
+    l->nonfinite = (int*)device_alloc(sizeof(int), "scratch");
+    cudaCheck(cudaMemset(l->nonfinite, 0, sizeof(int)));
+    l->bias_scratch = (float*)device_alloc(bias_backward_scratch(4 * C) * sizeof(float), "scratch");
+    int quantizes = 0;
+    for (int g = 0; g < NUM_GEMMS; g++) {
+        for (int layer = 0; layer < config->L; layer++) {
+            quantizes |= recipe_quantizes(l->recipe, g, layer, config->L);
+        }
+    }
+    if (!quantizes) { return 0; }
+    size_t most = 0, bytes = nvfp4_codes_size((size_t)N, 4 * (size_t)C);
+    uint8_t* codes = (uint8_t*)device_alloc(bytes, "NVFP4 scratch");
+    uint8_t* codesT = (uint8_t*)device_alloc(bytes, "NVFP4 scratch");
+    for (int i = 0; i < NUM_LINEARS; i++) {
+        int in = linear_shapes[i].in * C, out = linear_shapes[i].out * C;
+        l->x_q[i] = linear_operand_at(codes, N, in, "NVFP4 scratch");
+        l->dy_q[i] = linear_operand_at(codes, N, out, "NVFP4 scratch");
+        l->dyT_q[i] = linear_operand_at(codesT, out, N, "NVFP4 scratch");
+        // fprop contracts `in`, dgrad `out`, wgrad N
+        size_t i64 = (size_t)in, o64 = (size_t)out, n64 = (size_t)N;
+        size_t elements[NUM_GEMMS] = { (n64 + o64) * i64, (n64 + i64) * o64, (o64 + i64) * n64 };
+        for (int g = 0; g < NUM_GEMMS; g++) { most = elements[g] > most ? elements[g] : most; }
+    }
+    return most;
+}
+
+static void slot_alloc(BatchSlot* slot, int N) {
+    size_t bytes = (2 * (size_t)N + token_index_size(N)) * sizeof(int);
+    cudaCheck(cudaMallocHost((void**)&slot->tokens_cpu, bytes));
+    slot->tokens = (int*)device_alloc(bytes, "scratch");
+    cudaCheck(cudaEventCreateWithFlags(&slot->copied, cudaEventDisableTiming));
+}
+
+template <typename Real>
+static void gpt2_build(GPT2<Real>* model, GPT2Config config, Recipe recipe, GemmPath gemm_path, int B, int T,
+                       uint64_t seed) {
+    memset(model, 0, sizeof(*model));
+    model->config = config;
+    model->recipe = recipe;
+    model->seed = seed;
+    model->B = B;
+    model->T = T;
+    cudaCheck(cudaStreamCreate(&model->stream));
+    size_t n = model->num_params = gpt2_param_specs(model->specs, &config);
+    model->params = (float*)device_alloc(n * sizeof(float), "master weights");
+    model->working = (Real*)model->params;
+    if (recipe.base == FORMAT_BF16) { model->working = (Real*)device_alloc(n * sizeof(Real), "BF16 weights"); }
+    model->grads = (float*)device_alloc(n * sizeof(float), "gradients");
+    model->m = (float*)device_alloc(n * sizeof(float), "AdamW moments");
+    model->v = (float*)device_alloc(n * sizeof(float), "AdamW moments");
+    cudaCheck(cudaMemset(model->m, 0, n * sizeof(float)));
+    cudaCheck(cudaMemset(model->v, 0, n * sizeof(float)));
+    model->loss_sum = (float*)device_alloc(sizeof(float), "scratch");
+    model->norm_squared = (float*)device_alloc(sizeof(float), "scratch");
+    for (int i = 0; i < 2; i++) { slot_alloc(&model->slots[i], B * T); }
+
+    activations_alloc(&model->acts, &model->recipe, &config, (size_t)B, (size_t)T);
+    model->linear.recipe = &model->recipe;
+    model->linear.L = config.L;
+    model->linear.seed = seed;
+    model->linear.gemm = &model->gemm;
+    model->linear.stream = model->stream;
+    gemm_create(&model->gemm, gemm_path, linear_alloc(&model->linear, &config, B * T));
+}
+
+// Masters and moments from host memory; whatever follows from them is made.
+template <typename Real>
+static void gpt2_set_state(GPT2<Real>* model, const float* params_cpu, const float* m_cpu, const float* v_cpu) {
+    size_t bytes = model->num_params * sizeof(float);
+    cudaCheck(cudaMemcpy(model->params, params_cpu, bytes, cudaMemcpyHostToDevice));
+    cudaCheck(cudaMemcpy(model->m, m_cpu, bytes, cudaMemcpyHostToDevice));
+    cudaCheck(cudaMemcpy(model->v, v_cpu, bytes, cudaMemcpyHostToDevice));
+    gpt2_refresh_working(model);
+}
+
+template <typename Real>
+static void gpt2_get_state(const GPT2<Real>* model, float* params_cpu, float* m_cpu, float* v_cpu) {
+    size_t bytes = model->num_params * sizeof(float);
+    cudaCheck(cudaStreamSynchronize(model->stream));
+    cudaCheck(cudaMemcpy(params_cpu, model->params, bytes, cudaMemcpyDeviceToHost));
+    cudaCheck(cudaMemcpy(m_cpu, model->m, bytes, cudaMemcpyDeviceToHost));
+    cudaCheck(cudaMemcpy(v_cpu, model->v, bytes, cudaMemcpyDeviceToHost));
+}
+
+// ---------------------------------------------------------------------------------------------
+// Forward, backward, update
+
+// Sends a micro-batch to the GPU without waiting for it.
+template <typename Real>
+static void gpt2_load_batch(GPT2<Real>* model, const int* inputs_cpu, const int* targets_cpu, int B, int T) {
+    int N = B * T;
+    check(B <= model->B && T <= model->T && T <= model->config.max_T,
+          "a batch of %d x %d tokens does not fit a model built for %d x %d", B, T, model->B, model->T);
+    BatchSlot* slot = &model->slots[model->next_slot];
+    model->next_slot ^= 1;
+    cudaCheck(cudaEventSynchronize(slot->copied));
+    memcpy(slot->tokens_cpu, inputs_cpu, (size_t)N * sizeof(int));
+    memcpy(slot->tokens_cpu + N, targets_cpu, (size_t)N * sizeof(int));
+    int distinct = token_index_build(slot->tokens_cpu + 2 * (size_t)N, inputs_cpu, N, model->config.V);
+    size_t bytes = (2 * (size_t)N + token_index_size(N)) * sizeof(int);
+    cudaCheck(cudaMemcpyAsync(slot->tokens, slot->tokens_cpu, bytes, cudaMemcpyHostToDevice, model->stream));
+    cudaCheck(cudaEventRecord(slot->copied, model->stream));
+    model->inputs = slot->tokens;
+    model->targets = slot->tokens + N;
+    model->token_index = token_index_view(slot->tokens + 2 * (size_t)N, N, distinct);
+}
+
+// Runs inputs (B,T) through the model and adds the sum of their losses against targets (B,T) to
+// model->loss_sum. With dloss not 0 the gradient of dloss * (sum of the losses) by the logits takes the
+// logits' place, for gpt2_backward.
+template <typename Real>
+static void gpt2_forward(GPT2<Real>* model, const int* inputs_cpu, const int* targets_cpu, int B, int T,
+                         float dloss) {
+    Activations<Real>* a = &model->acts;
+    cudaStream_t stream = model->stream;
+    int C = model->config.C, NH = model->config.NH, V = model->config.V, Vp = model->config.Vp;
+    int BT = B * T;
+    size_t BTC = (size_t)BT * (size_t)C;
+    gpt2_load_batch(model, inputs_cpu, targets_cpu, B, T);
+    model->linear.training = dloss != 0.0f;
+
+    encoder_forward(a->encoded, model->inputs, param(model, WTE, 0), param(model, WPE, 0), B, T, C, stream);
+    const Real* residual = a->encoded;
+    for (int l = 0; l < model->config.L; l++) {
+        BlockActivations<Real>* b = &a->blocks[l];
+        layernorm_forward(b->ln1, b->ln1_mean, b->ln1_rstd, residual, param(model, LN1W, l),
+                          param(model, LN1B, l), BT, C, stream);
+        linear_forward(b->qkv, b->ln1, param(model, QKVW, l), param(model, QKVB, l),
+                       &b->linears[LINEAR_QKV], BT, C, 3 * C, linear_at(model, l, LINEAR_QKV));
+        attention_forward(b->atty, b->lse, b->qkv, B, T, NH, C / NH, stream);
+        linear_forward(a->proj, b->atty, param(model, PROJW, l), param(model, PROJB, l),
+                       &b->linears[LINEAR_PROJ], BT, C, C, linear_at(model, l, LINEAR_PROJ));
+        fused_residual_layernorm_forward(b->residual2, b->ln2, b->ln2_mean, b->ln2_rstd, residual, a->proj,
+                                         param(model, LN2W, l), param(model, LN2B, l), BT, C, stream);
+
+        linear_forward(b->fch, b->ln2, param(model, FCW, l), param(model, FCB, l),
+                       &b->linears[LINEAR_FC], BT, C, 4 * C, linear_at(model, l, LINEAR_FC));
+        gelu_forward(b->fch_gelu, b->fch, 4 * BTC, stream);
+        linear_forward(a->proj, b->fch_gelu, param(model, FCPROJW, l), param(model, FCPROJB, l),
+                       &b->linears[LINEAR_FCPROJ], BT, 4 * C, C, linear_at(model, l, LINEAR_FCPROJ));
+        residual_forward(b->residual3, b->residual2, a->proj, BTC, stream);
+        residual = b->residual3;
+    }
+    layernorm_forward(a->lnf, a->lnf_mean, a->lnf_rstd, residual, param(model, LNFW, 0),
+                      param(model, LNFB, 0), BT, C, stream);
+    linear_fprop(a->logits, a->lnf, param(model, WTE, 0), (const Real*)NULL, BT, C, Vp, &model->gemm, stream);
+    fused_classifier(a->logits, a->losses, model->targets, dloss, B, T, V, Vp, dloss != 0.0f, stream);
+    sum_losses(model->loss_sum, a->losses, BT, stream);
+}
+
+// Adds the gradients of the micro-batch that gpt2_forward has just seen to model->grads.
+template <typename Real> static void gpt2_backward(GPT2<Real>* model, int B, int T) {
+    Activations<Real>* a = &model->acts;
+    cudaStream_t stream = model->stream;
+    int C = model->config.C, NH = model->config.NH, Vp = model->config.Vp, L = model->config.L;
+    int BT = B * T;
+    size_t BTC = (size_t)BT * (size_t)C;
+    const Real* dlogits = a->logits;
+    Real* dresidual = a->dresidual;
+
+    linear_dgrad(a->dbtc, dlogits, param(model, WTE, 0), BT, C, Vp, &model->gemm, stream);
+    linear_wgrad(grad(model, WTE, 0), dlogits, a->lnf, BT, C, Vp, &model->gemm, stream);
+    cudaCheck(cudaMemsetAsync(dresidual, 0, BTC * sizeof(Real), stream));
+    layernorm_backward(dresidual, grad(model, LNFW, 0), grad(model, LNFB, 0), a->dbtc,
+                       a->blocks[L - 1].residual3, param(model, LNFW, 0), a->lnf_mean, a->lnf_rstd,
+                       a->layernorm_scratch, BT, C, stream);
+
+    for (int l = L - 1; l >= 0; l--) {
+        BlockActivations<Real>* b = &a->blocks[l];
+        const Real* residual = l == 0 ? a->encoded : a->blocks[l - 1].residual3;
+        linear_backward(a->dbt4c, grad(model, FCPROJW, l), grad(model, FCPROJB, l), dresidual, b->fch_gelu,
+                        param(model, FCPROJW, l), &b->linears[LINEAR_FCPROJ], BT, 4 * C, C,
+                        linear_at(model, l, LINEAR_FCPROJ));
+        gelu_backward(a->dbt4c, a->dbt4c, b->fch, 4 * BTC, stream);
+        linear_backward(a->dbtc, grad(model, FCW, l), grad(model, FCB, l), a->dbt4c, b->ln2,
+                        param(model, FCW, l), &b->linears[LINEAR_FC], BT, C, 4 * C,
+                        linear_at(model, l, LINEAR_FC));
+        layernorm_backward(dresidual, grad(model, LN2W, l), grad(model, LN2B, l), a->dbtc, b->residual2,
+                           param(model, LN2W, l), b->ln2_mean, b->ln2_rstd, a->layernorm_scratch, BT, C,
+                           stream);
+
+        linear_backward(a->dbtc, grad(model, PROJW, l), grad(model, PROJB, l), dresidual, b->atty,
+                        param(model, PROJW, l), &b->linears[LINEAR_PROJ], BT, C, C,
+                        linear_at(model, l, LINEAR_PROJ));
+        attention_backward(a->dbt4c, a->dbtc, b->qkv, b->atty, b->lse, a->attention_delta, B, T, NH, C / NH,
+                           stream);
+        linear_backward(a->dbtc, grad(model, QKVW, l), grad(model, QKVB, l), a->dbt4c, b->ln1,
+                        param(model, QKVW, l), &b->linears[LINEAR_QKV], BT, C, 3 * C,
+                        linear_at(model, l, LINEAR_QKV));
+        layernorm_backward(dresidual, grad(model, LN1W, l), grad(model, LN1B, l), a->dbtc, residual,
+                           param(model, LN1W, l), b->ln1_mean, b->ln1_rstd, a->layernorm_scratch, BT, C,
+                           stream);
+    }
+    encoder_backward(grad(model, WTE, 0), grad(model, WPE, 0), dresidual, model->token_index, B, T, C, stream);
+}
+
+template <typename Real> static void gpt2_zero_grad(GPT2<Real>* model) {
+    cudaCheck(cudaMemsetAsync(model->grads, 0, model->num_params * sizeof(float), model->stream));
+}
+
+template <typename Real> static void gpt2_zero_loss(GPT2<Real>* model) {
+    cudaCheck(cudaMemsetAsync(model->loss_sum, 0, sizeof(float), model->stream));
+}
+
+// Waits for the GPU and returns the sum of the losses since gpt2_zero_loss.
+template <typename Real> static float gpt2_loss_sum(const GPT2<Real>* model) {
+    float sum;
+    cudaCheck(cudaMemcpyAsync(&sum, model->loss_sum, sizeof(float), cudaMemcpyDeviceToHost, model->stream));
+    cudaCheck(cudaStreamSynchronize(model->stream));
+    return sum;
+}
+
+// Length of the gradient over all parameters. Waits for the GPU.
+template <typename Real> static float gpt2_gradient_norm(const GPT2<Real>* model) {
+    float squared;
+    global_norm_squared(model->norm_squared, model->grads, model->num_params, model->acts.norm_scratch,
+                        model->stream);
+    cudaCheck(cudaMemcpyAsync(&squared, model->norm_squared, sizeof(float), cudaMemcpyDeviceToHost,
+                              model->stream));
+    cudaCheck(cudaStreamSynchronize(model->stream));
+    return sqrtf(squared);
+}
+
+// Stops the program if an operand of a quantized GEMM was not finite. Waits for the GPU.
+template <typename Real> static void gpt2_check_finite(const GPT2<Real>* model, int step) {
+    int found;
+    cudaCheck(cudaMemcpyAsync(&found, model->linear.nonfinite, sizeof(int), cudaMemcpyDeviceToHost,
+                              model->stream));
+    cudaCheck(cudaStreamSynchronize(model->stream));
+    int tag = found - 1, operand = tag % NUM_OPERANDS, linear = tag / NUM_OPERANDS;
+    check(found == 0, "step %d, layer %d %s: %s is not finite, or its amax times the other operand's leaves "
+          "FP32; the checkpoints written before are good", step, linear / NUM_LINEARS,
+          linear_name(linear % NUM_LINEARS), operand_name(operand));
+}
+
+// One AdamW step, number `step` counted from 0. grad_scale multiplies the gradients (clipping).
+template <typename Real>
+static void gpt2_update(GPT2<Real>* model, float learning_rate, float weight_decay, float grad_scale, int step) {
+    __nv_bfloat16* working = model->recipe.base == FORMAT_BF16 ? (__nv_bfloat16*)model->working : NULL;
+    for (int p = 0; p < NUM_PARAMS; p++) {
+        const ParamSpec* spec = &model->specs[p];
+        size_t begin = spec->offset, count = spec->size * (size_t)spec->layers;
+        AdamW adamw = adamw_step(learning_rate, spec->decay ? weight_decay : 0.0f, grad_scale, step);
+        adamw_update(model->params + begin, working != NULL ? working + begin : NULL, model->grads + begin,
+                     model->m + begin, model->v + begin, count, adamw, model->stream);
+    }
+    gpt2_quantize_weights(model);
+}
+
+// ---------------------------------------------------------------------------------------------
+// The run
+
+// One update: gradients of all its micro-batches, clipping, AdamW. Returns the mean loss; the norm of the
+// gradient before clipping goes to *norm.
+template <typename Real>
+static float train_step(GPT2<Real>* model, TrainRun* run, int step, float learning_rate, float* norm) {
+    const TrainConfig* c = &run->config;
+    gpt2_zero_grad(model);
+    gpt2_zero_loss(model);
+    float share = 1.0f / (float)run->micro_steps;
+    for (int micro = 0; micro < run->micro_steps; micro++) {
+        run_batch(run, step, micro);
+        model->micro_step = (uint32_t)step * (uint32_t)run->micro_steps + (uint32_t)micro;
+        gpt2_forward(model, run->inputs, run->targets, c->B, c->T, share / (float)(c->B * c->T));
+        gpt2_backward(model, c->B, c->T);
+    }
+    *norm = gpt2_gradient_norm(model);
+    gpt2_check_finite(model, step);
+    float grad_scale = c->clip_norm > 0.0f && *norm > c->clip_norm ? c->clip_norm / *norm : 1.0f;
+    gpt2_update(model, learning_rate, c->weight_decay, grad_scale, step);
+    return gpt2_loss_sum(model) * share / (float)(c->B * c->T);
+}
+
+// Mean loss over the first val_rows rows of the validation data, the same ones every time.
+template <typename Real> static float estimate_loss(GPT2<Real>* model, TrainRun* run) {
+    double sum = 0.0;
+    for (uint64_t row = 0; row < run->val_rows; row += (uint64_t)run->config.B) {
+        uint64_t left = run->val_rows - row;
+        int rows = left < (uint64_t)run->config.B ? (int)left : run->config.B;
+        dataloader_batch(&run->val, run->inputs, run->targets, row, rows);
+        gpt2_zero_loss(model);
+        gpt2_forward(model, run->inputs, run->targets, rows, run->config.T, 0.0f);
+        sum += (double)gpt2_loss_sum(model);
+    }
+    return (float)(sum / ((double)run->val_rows * run->config.T));
+}
+
+// Draws sample_tokens tokens, each from the model's distribution given those before it. The random numbers
+// are of their own, so sampling does not disturb training.
+template <typename Real> static void generate(GPT2<Real>* model, TrainRun* run, int step) {
+    int T = run->config.T, n = run->config.sample_tokens, V = model->config.V;
+    int* tokens = run->inputs;          // (T)
+    for (int t = 0; t < T; t++) { tokens[t] = run->tokenizer.end_of_text; }
+    memset(run->targets, 0, (size_t)T * sizeof(int));
+    int* text = (int*)xmalloc((size_t)n * sizeof(int), "generated text");
+    Real* row = (Real*)xmalloc((size_t)V * sizeof(Real), "a row of logits");
+    float* logits = (float*)xmalloc((size_t)V * sizeof(float), "a row of logits");
+    for (int i = 0; i < n; i++) {
+        gpt2_forward(model, tokens, run->targets, 1, T, 0.0f);
+        cudaCheck(cudaStreamSynchronize(model->stream));
+        cudaCheck(cudaMemcpy(row, model->acts.logits + (size_t)i * (size_t)model->config.Vp,
+                             (size_t)V * sizeof(Real), cudaMemcpyDeviceToHost));
+        for (int v = 0; v < V; v++) { logits[v] = to_float(row[v]); }
+        uint32_t word = philox4x32(model->seed, (uint32_t)i, (uint32_t)step, RANDOM_SAMPLE, 0).word[0];
+        text[i] = sample_token(logits, V, random_uniform(word));
+        if (i + 1 < T) { tokens[i + 1] = text[i]; }
+    }
+    run_report_sample(run, step, text, n);
+    free(text);
+    free(row);
+    free(logits);
+}
+
+// The whole run, once it is known how activations are stored.
+template <typename Real> static void train(TrainRun* run, const cudaDeviceProp* device) {
+    GPT2<Real> model;
+    gpt2_build(&model, run->model, run->recipe, gemm_path_parse(run->config.gemm_path), run->config.B,
+               run->config.T, run->config.seed);
+    printf("gemm path         %s; the device is sm_%d%d\n", gemm_path_text(model.gemm.path), device->major,
+           device->minor);
+    device_memory_print();
+
+    // masters and moments as checkpoints hold them
+    size_t bytes = model.num_params * sizeof(float);
+    float* params_cpu = (float*)xmalloc(bytes, "parameters");
+    float* m_cpu = (float*)xcalloc(bytes, "AdamW moments");
+    float* v_cpu = (float*)xcalloc(bytes, "AdamW moments");
+    gpt2_init(params_cpu, model.specs, &model.config, model.seed);
+    run_load(run, params_cpu, m_cpu, v_cpu);
+    gpt2_set_state(&model, params_cpu, m_cpu, v_cpu);
+    run_start_log(run, "train_gpt2_nvfp4", device->name);
+
+    char bus_id[32];
+    cudaCheck(cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), 0));
+    EnergyMeter meter = energy_open(bus_id);
+    double peak = bf16_peak_flops(device->name);
+    double flops_per_token = training_flops_per_token(&run->model, run->config.T);
+    double tokens = (double)run_tokens_per_step(run);
+    for (int step = run->start_step; ; step++) {
+        if (run_is_due(run, run->config.val_every, step)) {
+            run_report_val(run, step, estimate_loss(&model, run));
+        }
+        if (run_is_due(run, run->config.sample_every, step)) { generate(&model, run, step); }
+        if (run_saves(run, step)) {
+            gpt2_get_state(&model, params_cpu, m_cpu, v_cpu);
+            run_save(run, step, params_cpu, m_cpu, v_cpu);
+        }
+        if (step == run->num_steps) { break; }
+
+        double start = seconds_now(), start_joules = energy_joules(&meter);
+        float norm, lr = run_learning_rate(run, step);
+        float loss = train_step(&model, run, step, lr, &norm);
+        double seconds = seconds_now() - start;
+        run_report_step(run, step, loss, norm, lr, 1e3 * seconds,
+                        peak > 0.0 ? flops_per_token * tokens / (seconds * peak) : NAN,
+                        (energy_joules(&meter) - start_joules) / tokens);
+    }
+    run_close(run);
+    free(params_cpu);
+    free(m_cpu);
+    free(v_cpu);
+}
+
+// The GPU to train on, or an error that says what is wrong with what there is.
+static cudaDeviceProp device_open(void) {
+    const char* ranks = getenv("OMPI_COMM_WORLD_SIZE");     // mpirun tells the programs it starts
+    check(ranks == NULL || strcmp(ranks, "1") == 0, "started %s times by mpirun, but this version trains on "
+          "one GPU: mpirun -np 1", ranks);
+    int count = 0;
+    cudaError_t status = cudaGetDeviceCount(&count);
+    check(status == cudaSuccess && count > 0, "no CUDA GPU to train on (%s); train_gpt2_fp32 does the same on "
+          "the CPU", status == cudaSuccess ? "none found" : cudaGetErrorString(status));
+    cudaDeviceProp device;
+    cudaCheck(cudaGetDeviceProperties(&device, 0));
+    check(device.major >= 8, "%s has compute capability %d.%d; BF16 tensor cores begin with 8.0 (A100)",
+          device.name, device.major, device.minor);
+    cudaCheck(cudaSetDevice(0));
+    return device;
+}
+
+#ifndef TESTING
+int main(int argc, char** argv) {
+    // the flags come first: what is wrong with them can be said without a GPU
+    TrainRun run;
+    run_parse(&run, argc, argv);
+    cudaDeviceProp device = device_open();
+    run_open(&run, "train_gpt2_nvfp4", device.name);
+    if (run.recipe.base == FORMAT_FP32) {
+        train<float>(&run, &device);
+    } else {
+        train<__nv_bfloat16>(&run, &device);
+    }
+    return 0;
+}
+#endif

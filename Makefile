@@ -24,10 +24,10 @@ DEPENDENCIES = -MMD -MP -MT $@ -MF build/$(subst /,_,$@).d
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-openmp))
 LIBS = $(if $(OPENBLAS),-L$(OPENBLAS) -Xlinker -rpath -Xlinker $(OPENBLAS)) -lopenblas -lm
 
-# The compute capability of the first GPU without its dot, such as 90; empty if there is none. The
-# pattern keeps out what nvidia-smi prints in place of a number when it fails.
+# The compute capability, without its dot (90), of the first GPU that can run our kernels: 8.0 or newer.
+# Empty if there is none. The pattern keeps out what nvidia-smi prints in place of a number when it fails.
 GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | \
-               grep -E '^[0-9]+\.[0-9]+$$' | head -n 1 | tr -d .)
+               awk -F. '/^[0-9]+\.[0-9]+$$/ && $$1 >= 8 { print $$1 $$2; exit }')
 
 # What to compile for: this machine's GPU, else Hopper. The suffix a adds the instructions that exist
 # on one architecture only (wgmma on 9.0, block-scaled FP4 on 10.x and 12.0).
@@ -37,10 +37,12 @@ ARCHS_ALL = 80 90a 100a 103a 120a
 gencode = $(foreach arch,$(1),-gencode arch=compute_$(arch),code=sm_$(arch))
 
 # No --use_fast_math: it changes the last bit of every tenth inverse scale. -ffp-contract=off is for
-# the host code, as above (ARM CPUs would fuse). -ldl: NVML is opened at run time, if it is there.
+# the host code, as above (ARM CPUs would fuse). 177 warns of unused functions; every program that
+# includes a header uses only some of it. -ldl: NVML is opened at run time, if it is there.
 NVCC := $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 CUDA_HOME := $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))))
-NVCCFLAGS = -std=c++17 -O3 -I. -Xcompiler -Wall,-ffp-contract=off,-fno-math-errno,-fopenmp
+NVCCFLAGS = -std=c++17 -O3 -I. -diag-suppress 177 \
+            -Xcompiler -Wall,-ffp-contract=off,-fno-math-errno,-fopenmp
 CUDA_LIBS = -lcublasLt -ldl
 
 # The run's log names the commit that the program was built from. The stamp changes only when the
@@ -112,13 +114,15 @@ run:
 	dev/run.sh
 
 # The CUDA tests are built only where they can run.
-WHY_NO_CUDA := $(if $(GPU),$(if $(NVCC),,no nvcc on this machine),no CUDA GPU on this machine)
+WHY_NO_CUDA := $(if $(GPU),$(if $(NVCC),,no nvcc on this machine),no CUDA GPU (8.0 or newer) on this machine)
 CUDA_HERE = $(if $(WHY_NO_CUDA),,train_gpt2_nvfp4 $(CUDA_TESTS))
 test: $(C_PROGRAMS) $(C_TESTS) $(CUDA_HERE)
-	dev/test/run.sh $(C_TESTS:test_gpt2=./test_gpt2) $(wildcard dev/test/test_*.sh) \
+	dev/test/run.sh $(C_TESTS:test_gpt2=./test_gpt2) $(wildcard dev/test/test_*.sh dev/test/test_*.py) \
 	    $(if $(WHY_NO_CUDA),--skip "$(WHY_NO_CUDA)") $(CUDA_TESTS)
 
-bench: $(BENCHES)
+# The speed of the C program against PyTorch on the CPU; dev/bench has the other comparisons.
+bench: train_gpt2_fp32 $(BENCHES)
+	dev/bench/bench_cpu.sh
 
 # Each header compiles alone: .h as C11 and as C++17, .cuh with nvcc.
 headers: $(HEADERS:%=build/headers/%.ok) $(if $(NVCC),$(CUDA_HEADERS:%=build/headers/%.ok))

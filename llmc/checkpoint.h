@@ -221,8 +221,8 @@ static inline FILE* model_open(const char* path, ModelHeader* header, GPT2Config
     check(header->magic == MODEL_MAGIC, "%s: not a model file (magic %d, should be %d)", path,
           header->magic, MODEL_MAGIC);
     check(header->version == MODEL_FP32 || header->version == MODEL_BF16, "%s: model file of "
-          "version %d; this program reads %d (FP32) and %d (BF16)", path, header->version, MODEL_FP32,
-          MODEL_BF16);
+          "version %d; this program reads %d (FP32) and %d (BF16)", path, header->version,
+          MODEL_FP32, MODEL_BF16);
     config->max_T = header->max_T;
     config->V = header->V;
     config->Vp = header->Vp;
@@ -301,8 +301,8 @@ static inline uint64_t checkpoint_load_state(const char* directory, int step, si
     hash = read_hashed(saved, settings_bytes, file, path, hash);
     settings_compare(saved, settings, path);
     free(saved);
-    check(state.num_parameters == num_parameters, "%s has %" PRIu64 " parameters, the model of this "
-          "run %zu", path, state.num_parameters, num_parameters);
+    check(state.num_parameters == num_parameters, "%s has %" PRIu64 " parameters, the model of "
+          "this run %zu", path, state.num_parameters, num_parameters);
     hash = read_hashed(m, bytes, file, path, hash);
     hash = read_hashed(v, bytes, file, path, hash);
     uint64_t stored;

@@ -79,7 +79,8 @@ static inline uint64_t shuffle_row(uint64_t row, uint64_t num_rows, uint64_t see
 // pages when they are touched, and keeps them as long as memory is free.
 static inline void shard_open(Shard* shard, const char* path, int T) {
     const char* remake = "make it again with a script in data/";
-    FILE* file = file_open(path, "the scripts in data/ make token files, see data/README.md");
+    FILE* file = file_open(path, "python3 data/quickstart.py makes data/quickstart_*.bin; for other"
+                                 " texts see data/README.md");
     uint64_t bytes = file_size(file, path);
     check(bytes >= TOKENS_HEADER_BYTES, "%s: %" PRIu64 " bytes are too few for a token file; %s",
           path, bytes, remake);
@@ -94,8 +95,8 @@ static inline void shard_open(Shard* shard, const char* path, int T) {
           "; it was cut off or damaged, %s", path, bytes, expected, remake);
 
     shard->num_tokens = (uint32_t)header[2];
-    check(shard->num_tokens > (uint64_t)T, "%s: %" PRIu64 " tokens are too few for one row of -t %d "
-          "and the target of its last token; reduce -t", path, shard->num_tokens, T);
+    check(shard->num_tokens > (uint64_t)T, "%s: %" PRIu64 " tokens are too few for one row of "
+          "-t %d and the target of its last token; reduce -t", path, shard->num_tokens, T);
     shard->num_rows = (shard->num_tokens - 1) / (uint64_t)T;
     void* map = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fileno(file), 0);
     check(map != MAP_FAILED, "cannot map %s: %s", path, strerror(errno));
@@ -170,8 +171,8 @@ static inline void dataloader_row(const DataLoader* loader, int* inputs, int* ta
     const uint16_t* tokens = shard->tokens + row * (uint64_t)loader->T;     // (T+1)
     for (int t = 0; t <= loader->T; t++) {
         check(tokens[t] < loader->V, "%s: token %d at position %" PRIu64 " is not below the "
-              "vocabulary size %d of the model; choose another model (-e) or other data", shard->path,
-              tokens[t], row * (uint64_t)loader->T + (uint64_t)t, loader->V);
+              "vocabulary size %d of the model; choose another model (-e) or other data",
+              shard->path, tokens[t], row * (uint64_t)loader->T + (uint64_t)t, loader->V);
         if (t < loader->T) { inputs[t] = tokens[t]; }
         if (t > 0) { targets[t - 1] = tokens[t]; }
     }

@@ -31,13 +31,23 @@ typedef struct {
 // ---------------------------------------------------------------------------------------------
 // Values
 
-// As text that flag_set reads back to the same value (9 digits identify a float).
+// The shortest text that reads back to the same float; nine digits always do.
+static inline int float_print(FILE* to, float value) {
+    char text[32];
+    for (int digits = 6; digits <= 9; digits++) {
+        snprintf(text, sizeof(text), "%.*g", digits, (double)value);
+        if (strtof(text, NULL) == value) { break; }
+    }
+    return fprintf(to, "%s", text);
+}
+
+// As text that flag_set reads back to the same value.
 static inline int flag_print_value(FILE* to, const Flag* flag) {
     switch (flag->type) {
         case 'i': return fprintf(to, "%d", *(const int*)flag->value);
         case 'l': return fprintf(to, "%" PRId64, *(const int64_t*)flag->value);
         case 'u': return fprintf(to, "%" PRIu64, *(const uint64_t*)flag->value);
-        case 'f': return fprintf(to, "%.9g", (double)*(const float*)flag->value);
+        case 'f': return float_print(to, *(const float*)flag->value);
         default:  return fprintf(to, "%s", *(const char* const*)flag->value);
     }
 }

@@ -4,8 +4,8 @@ quantized matrices always has the form
 
     D (M,N) = alpha * A (M,K) @ B (N,K)^T          both operands contiguous along K
 
-because that is the only form the FP4 tensor cores take. Callers quantize along K; they never transpose.
-Products of matrices that are not quantized go to gemm_plain.
+because that is the only form the FP4 tensor cores take. Callers quantize along K; they never
+transpose. Products of matrices that are not quantized go to gemm_plain.
 
 A path is chosen once, at start:
 
@@ -57,16 +57,17 @@ static inline void gemm_free(Gemm* g) {
     cudaCheck(cudaFree(g->scratch));
 }
 
-// D (M,N) = alpha (1, device) * A (M,K) @ B (N,K)^T, or D += for accumulate. D is BF16 or FP32 (type_D:
-// CUDA_R_16BF or CUDA_R_32F); sums are FP32 and rounded once.
-static inline void gemm_nvfp4(Gemm* g, void* D, cudaDataType_t type_D, int accumulate, const Nvfp4Matrix* A,
-                              const Nvfp4Matrix* B, const float* alpha, cudaStream_t stream) {
+// D (M,N) = alpha (1, device) * A (M,K) @ B (N,K)^T, or D += for accumulate. D is BF16 or FP32
+// (type_D: CUDA_R_16BF or CUDA_R_32F); sums are FP32 and rounded once.
+static inline void gemm_nvfp4(Gemm* g, void* D, cudaDataType_t type_D, int accumulate,
+                              const Nvfp4Matrix* A, const Nvfp4Matrix* B, const float* alpha,
+                              cudaStream_t stream) {
     check(A->cols == B->cols, "operands contract %d and %d elements", A->cols, B->cols);
     switch (g->path) {
         case GEMM_EMULATED: {
             size_t elements = ((size_t)A->rows + B->rows) * A->cols;
-            check(elements <= g->scratch_size, "operands of %zu elements, scratch for %zu", elements,
-                  g->scratch_size);
+            check(elements <= g->scratch_size, "operands of %zu elements, scratch for %zu",
+                  elements, g->scratch_size);
             gemm_emulated(&g->plain, g->scratch, D, type_D, accumulate, A, B, alpha, stream);
             break;
         }

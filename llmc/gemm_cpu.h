@@ -19,6 +19,10 @@ static inline void gemm_cpu_init(void) {
     omp_set_num_threads(threads);
 }
 
+// Every sum over K is made in so many parts, one after the other. Only tests change it: what differs then
+// differs by the order of summation alone, as between this program and a GPU.
+static int gemm_cpu_parts = 1;
+
 // D (M,N) = alpha * op(A) @ op(B) + beta * D, all row-major and without gaps. op transposes: A is stored
 // as (K,M) if transpose_a, B as (N,K) if transpose_b.
 static inline void gemm_cpu(float* D, const float* A, const float* B, int M, int N, int K,
@@ -34,12 +38,16 @@ static inline void gemm_cpu(float* D, const float* A, const float* B, int M, int
     for (int tile = 0; tile < tiles_m * tiles_n; tile++) {
         int m = tile / tiles_n * tile_m, n = tile % tiles_n * tile_n;
         int rows = M - m < tile_m ? M - m : tile_m, cols = N - n < tile_n ? N - n : tile_n;
-        const float* a = transpose_a ? A + m : A + (size_t)m * (size_t)K;
-        const float* b = transpose_b ? B + (size_t)n * (size_t)K : B + n;
-        cblas_sgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans,
-                    transpose_b ? CblasTrans : CblasNoTrans, rows, cols, K, alpha,
-                    a, transpose_a ? M : K, b, transpose_b ? K : N, beta,
-                    D + (size_t)m * (size_t)N + n, N);
+        for (int part = 0; part < gemm_cpu_parts; part++) {
+            int k = K / gemm_cpu_parts * part;
+            int terms = part + 1 < gemm_cpu_parts ? K / gemm_cpu_parts : K - k;
+            const float* a = A + (transpose_a ? (size_t)k * (size_t)M + m : (size_t)m * (size_t)K + k);
+            const float* b = B + (transpose_b ? (size_t)n * (size_t)K + k : (size_t)k * (size_t)N + n);
+            cblas_sgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans,
+                        transpose_b ? CblasTrans : CblasNoTrans, rows, cols, terms, alpha,
+                        a, transpose_a ? M : K, b, transpose_b ? K : N, part == 0 ? beta : 1.0f,
+                        D + (size_t)m * (size_t)N + n, N);
+        }
     }
 }
 

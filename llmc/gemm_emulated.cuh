@@ -1,18 +1,19 @@
 /*
-NVFP4 products on GPUs without FP4 tensor cores: both operands are expanded to BF16 and multiplied as
-BF16. What that means, in numbers:
+NVFP4 products on GPUs without FP4 tensor cores: both operands are expanded to BF16 and multiplied
+as BF16. What that means, in numbers:
 
-    value(code) has at most 2 significant bits, a block scale 4, their product 6 (45 = 3 * 15 at most);
-    BF16 holds 8, and all exponents, 2^-10 to 2^11. So the expanded operands are exact.
+    value(code) has at most 2 significant bits, a block scale 4, their product 6 (3 * 15 = 45);
+    BF16 holds 8, and all exponents, -10 to 11. So the expanded operands are exact.
 
-    A product of two expanded values has at most 11 significant bits, a sum of 16 of them from one pair
-    of blocks at most 20; FP32 holds 24. So the products are exact.
+    A product of two expanded values has at most 11 significant bits, a sum of 16 of them from one
+    pair of blocks at most 20; FP32 holds 24. So a pair of blocks gives an exact product.
 
-    The two tensor scales go into alpha, as they do with FP4 tensor cores, which take no other place.
+    The two tensor scales go into alpha, as with FP4 tensor cores, which have no other place for
+    them.
 
-What remains is the order and the width of the sum over blocks, which no vendor documents. Operands of
-small integers, whose sums are exact in any order, therefore give the same bits on both paths; others
-differ from the exact sum by at most K * 2^-24 * sum |a*b|, each path in its own way.
+What remains is the order and the width of the sum over blocks, which no vendor documents. Operands
+of small integers, whose sums are exact in any order, therefore give the same bits on both paths;
+others differ from the exact sum by at most K * 2^-24 * sum |a*b|, each path in its own way.
 */
 #ifndef LLMC_GEMM_EMULATED_CUH
 #define LLMC_GEMM_EMULATED_CUH
@@ -20,11 +21,11 @@ differ from the exact sum by at most K * 2^-24 * sum |a*b|, each path in its own
 #include "gemm_plain.cuh"
 #include "quantize.cuh"
 
-// D (M,N) = alpha (1) * A (M,K) @ B (N,K)^T, or D += for accumulate; D is BF16 or FP32 (type_D). scratch
-// holds M*K + N*K values.
-static inline void gemm_emulated(GemmPlain* g, __nv_bfloat16* scratch, void* D, cudaDataType_t type_D,
-                                 int accumulate, const Nvfp4Matrix* A, const Nvfp4Matrix* B,
-                                 const float* alpha, cudaStream_t stream) {
+// D (M,N) = alpha (1) * A (M,K) @ B (N,K)^T, or D += for accumulate; D is BF16 or FP32 (type_D).
+// scratch holds M*K + N*K values.
+static inline void gemm_emulated(GemmPlain* g, __nv_bfloat16* scratch, void* D,
+                                 cudaDataType_t type_D, int accumulate, const Nvfp4Matrix* A,
+                                 const Nvfp4Matrix* B, const float* alpha, cudaStream_t stream) {
     __nv_bfloat16* A_expanded = scratch;
     __nv_bfloat16* B_expanded = scratch + (size_t)A->rows * A->cols;
     quantize_expand(A_expanded, A, stream);

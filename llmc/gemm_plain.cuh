@@ -1,13 +1,13 @@
 /*
-Matrix products in the formats that every supported GPU multiplies: BF16 and FP32. The products that
-the recipe leaves in high precision come here, and the emulated NVFP4 products after expansion.
+Matrix products in the formats that every supported GPU multiplies: BF16 and FP32. The products
+that the recipe leaves in high precision come here, and the emulated NVFP4 products after expansion.
 
-Multiplied by cuBLASLt: sums in FP32, one rounding when D is stored. FP32 inputs are multiplied as FP32,
-never as TF32. What cuBLASLt needs to know about a product, above all which of its kernels to run, is
-found once for each form and size, and kept.
+Multiplied by cuBLASLt: sums in FP32, one rounding when D is stored. FP32 inputs are multiplied as
+FP32, never as TF32. What cuBLASLt needs to know about a product, above all which of its kernels to
+run, is found once for each form and size, and kept.
 
 The same call gives the same bits every time. Three things see to it: a sum over K may be split only
-if the parts are kept in FP32 and added in a separate step, never in the order in which they happen to
+if the parts are kept in FP32 and added in a separate step, not in the order in which they happen to
 arrive; the kernel is the first choice of cuBLASLt's heuristic, which knows sizes only, not the one
 that won a race; and there is one workspace, for one stream.
 */
@@ -19,16 +19,16 @@ that won a race; and there is one workspace, for one stream.
 #define GEMM_WORKSPACE_BYTES ((size_t)32 << 20)     // what NVIDIA advises for Hopper
 #define GEMM_MAX_PLANS 128
 
-// What to compute:  D (M,N) = alpha * A (M,K) @ B (N,K)^T + beta * D + bias (N). A and B lie in memory as
-// written, or the other way round if the flag says so. The three products of a linear layer:
+// What to compute:  D (M,N) = alpha * A (M,K) @ B (N,K)^T + beta * D + bias (N).  A and B lie in
+// memory as written, or the other way round if the flag says so. The products of a linear layer:
 //
-//                                       M    N    K       D         A       B       stored other way
-//     out     = inp @ weight^T + bias   N    OC   C       (N,OC)    inp     weight  neither
-//     dinp    = dout @ weight           N    C    OC      (N,C)     dout    weight  B: (OC,C) is (K,N)
-//     dweight += dout^T @ inp           OC   C    N       (OC,C)    dout    inp     A and B
+//                                        M   N   K     A       B        the other way round
+//     out (N,OC)  = inp weight^T + bias  N   OC  C     inp     weight   neither
+//     dinp (N,C)  = dout weight          N   C   OC    dout    weight   B: (OC,C) is (K,N)
+//     dweight (OC,C) += dout^T inp       OC  C   N     dout    inp      A: (N,OC), B: (N,C)
 typedef struct {
     int M, N, K;
-    int A_is_KM, B_is_KN;       // A is stored as (K,M) instead of (M,K); B as (K,N) instead of (N,K)
+    int A_is_KM, B_is_KN;       // stored as (K,M) instead of (M,K); as (K,N) instead of (N,K)
     cudaDataType_t type;        // of A and B: CUDA_R_16BF or CUDA_R_32F
     cudaDataType_t type_D;      // of D and bias: the same, or CUDA_R_32F
     int accumulate;             // beta: add to what D holds
@@ -83,8 +83,8 @@ static inline int gemm_same_plan(const GemmArgs* a, const GemmArgs* b) {
            (a->alpha == NULL) == (b->alpha == NULL);
 }
 
-static inline void gemm_set_int(cublasLtMatmulDesc_t operation, cublasLtMatmulDescAttributes_t attribute,
-                                int32_t value) {
+static inline void gemm_set_int(cublasLtMatmulDesc_t operation,
+                                cublasLtMatmulDescAttributes_t attribute, int32_t value) {
     cublasCheck(cublasLtMatmulDescSetAttribute(operation, attribute, &value, sizeof(value)));
 }
 
@@ -96,13 +96,15 @@ static inline cublasLtMatrixLayout_t gemm_layout(cudaDataType_t type, int rows, 
 }
 
 // cuBLAS sees every matrix transposed, so it computes D^T = B @ A^T, with our B as its first operand.
-// What it sees of our B (N,K) is (K,N), and has to be transposed back; of our A (M,K) it sees (K,M), which
-// is the A^T it needs.
+// Our B (N,K) looks to it like (K,N) and has to be transposed back; our A (M,K) looks like (K,M),
+// which is the A^T that it needs.
 static inline void gemm_make_plan(GemmPlan* plan, const GemmPlain* g, const GemmArgs* a) {
     plan->args = *a;
     cublasCheck(cublasLtMatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    gemm_set_int(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, a->B_is_KN ? CUBLAS_OP_N : CUBLAS_OP_T);
-    gemm_set_int(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, a->A_is_KM ? CUBLAS_OP_T : CUBLAS_OP_N);
+    gemm_set_int(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA,
+                 a->B_is_KN ? CUBLAS_OP_N : CUBLAS_OP_T);
+    gemm_set_int(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB,
+                 a->A_is_KM ? CUBLAS_OP_T : CUBLAS_OP_N);
     gemm_set_int(plan->operation, CUBLASLT_MATMUL_DESC_POINTER_MODE,
                  a->alpha != NULL ? CUBLASLT_POINTER_MODE_DEVICE : CUBLASLT_POINTER_MODE_HOST);
     if (a->bias != NULL) {
@@ -131,12 +133,13 @@ static inline void gemm_make_plan(GemmPlan* plan, const GemmPlain* g, const Gemm
     }
     cublasLtMatmulHeuristicResult_t found;
     int count = 0;
-    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-        g->handle, plan->operation, plan->B, plan->A, plan->D, plan->D, preference, 1, &found, &count);
+    cublasStatus_t status =
+        cublasLtMatmulAlgoGetHeuristic(g->handle, plan->operation, plan->B, plan->A, plan->D,
+                                       plan->D, preference, 1, &found, &count);
     check(status == CUBLAS_STATUS_SUCCESS && count == 1,
-          "cuBLASLt has no kernel for D (%d, %d), K = %d, type %d to %d, A_is_KM %d, B_is_KN %d, bias %d: %s",
-          a->M, a->N, a->K, a->type, a->type_D, a->A_is_KM, a->B_is_KN, a->bias != NULL,
-          cublasLtGetStatusString(status));
+          "cuBLASLt has no kernel for D (%d, %d), K = %d, types %d to %d, A_is_KM %d, B_is_KN %d, "
+          "bias %d: %s", a->M, a->N, a->K, a->type, a->type_D, a->A_is_KM, a->B_is_KN,
+          a->bias != NULL, cublasLtGetStatusString(status));
     plan->kernel = found.algo;
     cublasCheck(cublasLtMatmulPreferenceDestroy(preference));
 }
@@ -157,21 +160,24 @@ static inline GemmPlan* gemm_plan(GemmPlain* g, const GemmArgs* args) {
 static inline void gemm_plain(GemmPlain* g, void* D, const void* A, const void* B, GemmArgs args,
                               cudaStream_t stream) {
     int vector = args.type == CUDA_R_16BF ? 8 : 4;          // elements in 16 bytes
-    check(args.M > 0 && args.N > 0 && args.K > 0 && args.N % vector == 0 &&
-          (args.A_is_KM ? args.M : args.K) % vector == 0 && (args.B_is_KN ? args.N : args.K) % vector == 0,
-          "D (%d, %d), K = %d: the rows of a matrix are not multiples of %d", args.M, args.N, args.K, vector);
+    int row_A = args.A_is_KM ? args.M : args.K, row_B = args.B_is_KN ? args.N : args.K;
+    check(args.M > 0 && args.N > 0 && args.K > 0 && row_A % vector == 0 && row_B % vector == 0 &&
+          args.N % vector == 0, "D (%d, %d), K = %d: the rows of a matrix are not multiples of %d",
+          args.M, args.N, args.K, vector);
     check((((uintptr_t)D | (uintptr_t)A | (uintptr_t)B | (uintptr_t)args.bias) & 15) == 0,
           "an address is not a multiple of 16: D %p, A %p, B %p, bias %p", D, A, B, args.bias);
     GemmPlan* plan = gemm_plan(g, &args);
     if (args.bias != NULL) {
-        cublasCheck(cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-                                                   &args.bias, sizeof(args.bias)));
+        cublasCheck(cublasLtMatmulDescSetAttribute(plan->operation,
+                                                   CUBLASLT_MATMUL_DESC_BIAS_POINTER, &args.bias,
+                                                   sizeof(args.bias)));
     }
     const float host_alpha = 1.0f, host_beta = args.accumulate ? 1.0f : 0.0f;
     const float* alpha = args.alpha != NULL ? args.alpha : &host_alpha;
     const float* beta = args.alpha != NULL ? g->zero_one + (args.accumulate != 0) : &host_beta;
-    cublasCheck(cublasLtMatmul(g->handle, plan->operation, alpha, B, plan->B, A, plan->A, beta, D, plan->D,
-                               D, plan->D, &plan->kernel, g->workspace, GEMM_WORKSPACE_BYTES, stream));
+    cublasCheck(cublasLtMatmul(g->handle, plan->operation, alpha, B, plan->B, A, plan->A, beta, D,
+                               plan->D, D, plan->D, &plan->kernel, g->workspace,
+                               GEMM_WORKSPACE_BYTES, stream));
 }
 
 #endif

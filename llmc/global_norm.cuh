@@ -24,14 +24,14 @@ static __global__ void sum_squares_kernel(float* partials, const float* values, 
     if (threadIdx.x == 0) { partials[blockIdx.x] = block_total; }
 }
 
-// One block.
-static __global__ void sum_values_kernel(float* out, const float* values, int n) {
+// One block. add: to what out holds.
+static __global__ void sum_values_kernel(float* out, const float* values, int n, int add) {
     __shared__ float shared[32];
     double sum = 0.0;
     #pragma unroll 8
     for (int i = threadIdx.x; i < n; i += blockDim.x) { sum += values[i]; }
     float total = block_sum((float)sum, shared);
-    if (threadIdx.x == 0) { *out = total; }
+    if (threadIdx.x == 0) { *out = add ? *out + total : total; }
 }
 
 // out (1) = sum of squares of values (n). scratch (GLOBAL_NORM_BLOCKS).
@@ -42,14 +42,14 @@ static inline void global_norm_squared(float* out, const float* values, size_t n
     if (blocks > GLOBAL_NORM_BLOCKS) { blocks = GLOBAL_NORM_BLOCKS; }
     sum_squares_kernel<<<(unsigned)blocks, 512, 0, stream>>>(scratch, values, n);
     cudaCheck(cudaGetLastError());
-    sum_values_kernel<<<1, 1024, 0, stream>>>(out, scratch, (int)blocks);
+    sum_values_kernel<<<1, 1024, 0, stream>>>(out, scratch, (int)blocks, 0);
     cudaCheck(cudaGetLastError());
 }
 
-// out (1) = sum of losses (n), in any number up to a few million.
+// out (1) += sum of losses (n), in any number up to a few million.
 static inline void sum_losses(float* out, const float* losses, int n, cudaStream_t stream) {
     check(n > 0, "sum of %d losses", n);
-    sum_values_kernel<<<1, 1024, 0, stream>>>(out, losses, n);
+    sum_values_kernel<<<1, 1024, 0, stream>>>(out, losses, n, 1);
     cudaCheck(cudaGetLastError());
 }
 

@@ -115,27 +115,40 @@ static inline void layernorm_backward(float* dresidual, float* dweight, float* d
 // Causal attention
 
 #define QUERIES 64      // rows of queries handled together; keys after the last of them are never read
+#define KEY_TILE 64     // keys that the tensor cores handle together: FORWARD_TILE of attention.cuh
 
-// Scores of queries t0 .. t0+rows-1 of one head against keys 0 .. keys-1, as probabilities relative to
-// `offset`: probs (rows, keys) = exp(scale * q k - offset[row]), 0 behind the diagonal. Where offset is
-// NULL, each row's maximum is taken and stored in row_offset.
-static inline void attention_scores(float* probs, float* row_offset, const float* offset, const float* q,
-                                    const float* k, int t0, int rows, int keys, int HS, int stride) {
+// scores (rows, keys) = scale * q k of one head, for queries t0 .. t0+rows-1 and keys 0 .. keys-1.
+static inline void attention_scores(float* scores, const float* q, const float* k, int t0, int rows,
+                                    int keys, int HS, int stride) {
     float scale = 1.0f / sqrtf((float)HS);
     cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, keys, HS, scale, q + (size_t)t0 * stride,
-                stride, k, stride, 0.0f, probs, keys);
-    for (int r = 0; r < rows; r++) {
-        float* p = probs + (size_t)r * keys;
-        int visible = t0 + r + 1;
-        float o = offset != NULL ? offset[r] : vector_max(p, visible);
-        for (int j = 0; j < visible; j++) { p[j] = vector_exp(p[j] - o); }
-        for (int j = visible; j < keys; j++) { p[j] = 0.0f; }
-        if (row_offset != NULL) { row_offset[r] = o; }
+                stride, k, stride, 0.0f, scores, keys);
+}
+
+// Turns the visible scores of a row into exp(score - max), the rest into 0. Returns log-sum-exp; the sum goes
+// to *row_sum. bf16: the values are rounded as the tensor cores take them, relative to the maximum of the
+// tiles up to theirs, since the final maximum is not known yet when a tile is multiplied.
+static inline float attention_softmax(float* row_sum, float* p, int visible, int keys, int bf16) {
+    int tile = bf16 ? KEY_TILE : visible;
+    float max = vector_max(p, visible), running = -INFINITY, sum = 0.0f;
+    for (int first = 0; first < visible; first += tile) {
+        int count = visible - first < tile ? visible - first : tile;
+        float* x = p + first;
+        running = fmaxf(running, vector_max(x, count));
+        float correction = vector_exp(running - max);
+        for (int j = 0; j < count; j++) { x[j] = vector_exp(x[j] - running); }
+        sum += vector_sum(x, count) * correction;
+        if (bf16) {
+            for (int j = 0; j < count; j++) { x[j] = bf16_round(x[j]) * correction; }
+        }
     }
+    for (int j = visible; j < keys; j++) { p[j] = 0.0f; }
+    *row_sum = sum;
+    return max + logf(sum);
 }
 
 // qkv (B,T,3,NH,HS) to out (B,T,NH,HS) and lse (B,NH,T), the logarithm of each row's sum of exponentials.
-// bf16: the probabilities are rounded before they multiply V, as the tensor cores take them.
+// bf16: the probabilities are rounded before they multiply V.
 static inline void attention_forward(float* out, float* lse, const float* qkv, int B, int T, int NH, int HS,
                                      int bf16) {
     int C = NH * HS, stride = 3 * C;
@@ -150,14 +163,11 @@ static inline void attention_forward(float* out, float* lse, const float* qkv, i
             const float* v = q + 2 * C;
             for (int t0 = 0; t0 < T; t0 += QUERIES) {
                 int rows = T - t0 < QUERIES ? T - t0 : QUERIES, keys = t0 + rows;
-                float row_max[QUERIES], row_sum[QUERIES];
-                attention_scores(probs, row_max, NULL, q, k, t0, rows, keys, HS, stride);
+                float row_sum[QUERIES];
+                attention_scores(probs, q, k, t0, rows, keys, HS, stride);
                 for (int r = 0; r < rows; r++) {
-                    row_sum[r] = vector_sum(probs + (size_t)r * keys, keys);
-                    lse[(size_t)bh * T + t0 + r] = row_max[r] + logf(row_sum[r]);
-                }
-                if (bf16) {
-                    for (int i = 0; i < rows * keys; i++) { probs[i] = bf16_round(probs[i]); }
+                    lse[(size_t)bh * T + t0 + r] = attention_softmax(&row_sum[r], probs + (size_t)r * keys,
+                                                                     t0 + r + 1, keys, bf16);
                 }
                 float* o = out + ((size_t)b * T + t0) * C + (size_t)h * HS;
                 cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, HS, keys, 1.0f, probs, keys, v,
@@ -202,14 +212,18 @@ static inline void attention_backward(float* dqkv, const float* dout, const floa
                 size_t at_out = ((size_t)b * T + t0) * C + (size_t)h * HS;
                 const float* o = out + at_out;
                 const float* d_o = dout + at_out;
-                attention_scores(probs, NULL, lse + (size_t)bh * T + t0, q, k, t0, rows, keys, HS, stride);
+                attention_scores(probs, q, k, t0, rows, keys, HS, stride);
                 cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, keys, HS, 1.0f, d_o, C, v, stride,
                             0.0f, dprobs, keys);
                 for (int r = 0; r < rows; r++) {
                     float delta = vector_dot(d_o + (size_t)r * C, o + (size_t)r * C, HS);
                     float* p = probs + (size_t)r * keys;
                     float* dp = dprobs + (size_t)r * keys;
-                    for (int j = 0; j < keys; j++) { dp[j] = p[j] * (dp[j] - delta); }
+                    float row_lse = lse[(size_t)bh * T + t0 + r];
+                    for (int j = 0; j < keys; j++) {
+                        p[j] = j <= t0 + r ? vector_exp(p[j] - row_lse) : 0.0f;
+                        dp[j] = p[j] * (dp[j] - delta);
+                    }
                 }
                 if (bf16) {
                     for (int i = 0; i < rows * keys; i++) {

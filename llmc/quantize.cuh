@@ -1,14 +1,14 @@
 /*
-NVFP4 quantization on the device: the same bits as the reference quantizer in nvfp4.h, for every kind
-of operand in one pass over the BF16 source.
+NVFP4 quantization on the device: the same bits as the reference quantizer in nvfp4.h, for every
+kind of operand, both directions in one pass over the BF16 source.
 
-    operand                          blocks            source rows and columns
-    x, dY, W (rows, cols)            1x16 or 16x16     as stored
-    their transposes (cols, rows)    1x16 or 16x16     16 consecutive rows form a block, after a
-                                                       Hadamard transform where the recipe asks for one
+    operand                          blocks           from the source
+    x, dY, W (rows, cols)            1x16 or 16x16    as stored
+    their transposes (cols, rows)    1x16 or 16x16    16 consecutive rows form a block, Hadamard-
+                                                      transformed where the recipe asks for it
 
-A quantizer has to know the amax of the whole matrix before it can write the first code, so there are
-two passes: quantize_amax, then quantize_activation. For a weight, quantize_weight does both.
+A quantizer has to know the amax of the whole matrix before it can write the first code, so there
+are two passes: quantize_amax, then quantize_activation. For a weight, quantize_weight does both.
 
 Every number comes from the functions of nvfp4.h, random.h and hadamard.h; this file only moves the
 data. Blocks of 16 never leave the thread that owns them, so no result depends on the launch shape.
@@ -52,7 +52,7 @@ __device__ static inline float block_amax(const float* x /* (16) */) {
 
 // A thread owns two neighbouring columns and reads 16 rows of them at a time, 64 bytes in flight; a
 // warp reads 128 bytes of each row. The maxima are taken over bit patterns, which keeps NaN and Inf.
-// The transform's rounding never decreases, so rounding the largest sum gives the largest rounded sum.
+// The transform's rounding never decreases: the largest sum, rounded, is the largest rounded sum.
 static __global__ void amax_kernel(uint32_t* amax, uint32_t* amaxT,
                                    const __nv_bfloat16* x /* (rows, cols) */, int rows, int cols,
                                    int hadamard) {
@@ -101,10 +101,10 @@ static __global__ void amax_kernel(uint32_t* amax, uint32_t* amaxT,
 }
 
 // amax (1) = max |x| over x (rows, cols); amaxT (1) = the same over the transposed x, which differs
-// only if groups of 16 rows are Hadamard-transformed first. Either may be NULL. A NaN or Inf in x gives
-// a result that is not finite.
-static inline void quantize_amax(float* amax, float* amaxT, const __nv_bfloat16* x, int rows, int cols,
-                                 int hadamard, cudaStream_t stream) {
+// only if groups of 16 rows are Hadamard-transformed first. Either may be NULL. A NaN or Inf in x
+// gives a result that is not finite.
+static inline void quantize_amax(float* amax, float* amaxT, const __nv_bfloat16* x, int rows,
+                                 int cols, int hadamard, cudaStream_t stream) {
     quantize_check_shape(rows, cols);
     if (amax != NULL) { cudaCheck(cudaMemsetAsync(amax, 0, sizeof(float), stream)); }
     if (amaxT != NULL) { cudaCheck(cudaMemsetAsync(amaxT, 0, sizeof(float), stream)); }
@@ -123,8 +123,7 @@ static inline void quantize_amax(float* amax, float* amaxT, const __nv_bfloat16*
 #define TILE_ROWS 64
 #define TILE_COLS 128
 
-// Quantizes 16 values of which the block scale's amax is known, and stores them as block `block` of row
-// `row`.
+// Quantizes 16 values and stores them as block `block` of row `row`. amax is theirs, or their tile's.
 __device__ static inline void quantize_store(Nvfp4Matrix out, size_t row, size_t block,
                                              const float* x /* (16) */, float amax,
                                              Nvfp4TensorScale tensor, Nvfp4Rounding rounding) {
@@ -138,12 +137,13 @@ __device__ static inline void quantize_store(Nvfp4Matrix out, size_t row, size_t
     out.block_scales[nvfp4_scale_offset(row, block, (size_t)out.cols)] = block_scale;
 }
 
-// One tile of 64 x 128 per block of threads, in shared memory for the transposed reading. A thread owns
-// two blocks of 16 along the columns, and then two along the rows:
+// A block of threads quantizes one tile of 64 x 128, which passes through shared memory to be read in
+// the other direction. A thread owns two blocks of 16 along the columns, then two along the rows:
 //
-//   along columns   8 neighbouring lanes take the 8 blocks of a row: 256 bytes read, 64 bytes of codes
-//   along rows      a lane takes two neighbouring columns, 4 neighbouring lanes take the 4 groups of 16
-//                   rows: together 32 bytes of codes, one sector, of each column
+//   along columns   8 neighbouring lanes take the 8 blocks of a row: 256 bytes read, 64 bytes of
+//                   codes written
+//   along rows      a lane takes two neighbouring columns, 4 neighbouring lanes take the 4 groups of
+//                   16 rows: together 32 bytes of codes, one sector, of each column
 //
 // In shared memory, word w of a row in group g stands at w ^ 8g, so that the 4 x 8 words which a warp
 // reads at once along the rows lie in 32 different banks.
@@ -151,8 +151,9 @@ __device__ static inline void quantize_store(Nvfp4Matrix out, size_t row, size_t
 // `out` or `outT` may lack memory (codes NULL) and is then left out. If tile16 is set, the amax of a
 // block is that of its 16x16 tile; both directions then give the same codes and scales.
 static __global__ void __launch_bounds__(QUANTIZE_THREADS, 4)
-quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT, const __nv_bfloat16* x /* (rows, cols) */, int rows,
-                int cols, int hadamard, int tile16, Nvfp4Rounding rounding, Nvfp4Rounding roundingT) {
+quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT, const __nv_bfloat16* x /* (rows, cols) */,
+                int rows, int cols, int hadamard, int tile16, Nvfp4Rounding rounding,
+                Nvfp4Rounding roundingT) {
     __shared__ uint4 tile[TILE_ROWS][TILE_COLS / 8];
     __shared__ uint32_t tile_amax[TILE_ROWS / 16][TILE_COLS / 16];
     int first_row = (int)blockIdx.y * TILE_ROWS, first_col = (int)blockIdx.x * TILE_COLS;
@@ -203,7 +204,9 @@ quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT, const __nv_bfloat16* x /* (ro
         const uint32_t* words = (const uint32_t*)tile[16 * group];
         uint32_t pairsT[16];
         UNROLL
-        for (int i = 0; i < 16; i++) { pairsT[i] = words[i * (TILE_COLS / 2) + (word ^ (8 * group))]; }
+        for (int i = 0; i < 16; i++) {
+            pairsT[i] = words[i * (TILE_COLS / 2) + (word ^ (8 * group))];
+        }
         UNROLL
         for (int second = 0; second < 2; second++) {
             float values[16];
@@ -218,8 +221,8 @@ quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT, const __nv_bfloat16* x /* (ro
 }
 
 static inline void quantize_launch(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT_q,
-                                   const __nv_bfloat16* x, int rows, int cols, int hadamard, int tile16,
-                                   Nvfp4Rounding rounding, Nvfp4Rounding roundingT,
+                                   const __nv_bfloat16* x, int rows, int cols, int hadamard,
+                                   int tile16, Nvfp4Rounding rounding, Nvfp4Rounding roundingT,
                                    cudaStream_t stream) {
     quantize_check_shape(rows, cols);
     check(x_q == NULL || (x_q->rows == rows && x_q->cols == cols),
@@ -239,8 +242,8 @@ static inline void quantize_launch(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT
 }
 
 // x_q (rows, cols) = x (rows, cols), in 1x16 blocks. xT_q (cols, rows) = the transpose of x, in 1x16
-// blocks, that is, of 16 consecutive rows of x, Hadamard-transformed if the flag is set. Either may be
-// NULL. Both matrices' amax must have been set by quantize_amax with the same flag.
+// blocks, that is, of 16 consecutive rows of x, Hadamard-transformed if the flag is set. Either may
+// be NULL. Both matrices' amax must have been set by quantize_amax with the same flag.
 static inline void quantize_activation(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT_q,
                                        const __nv_bfloat16* x, int rows, int cols, int hadamard,
                                        Nvfp4Rounding rounding, Nvfp4Rounding roundingT,
@@ -249,7 +252,7 @@ static inline void quantize_activation(const Nvfp4Matrix* x_q, const Nvfp4Matrix
 }
 
 // w_q (OC, C) = w (OC, C) and wT_q (C, OC) = its transpose, to nearest, amax included. In 16x16 tiles
-// (tile16) wT_q has the codes and scales of w_q; otherwise each has blocks of 1x16 along its own rows.
+// (tile16) wT_q has the codes and scales of w_q; otherwise each has 1x16 blocks along its own rows.
 static inline void quantize_weight(const Nvfp4Matrix* w_q, const Nvfp4Matrix* wT_q,
                                    const __nv_bfloat16* w, int OC, int C, int tile16,
                                    cudaStream_t stream) {

@@ -2,9 +2,9 @@
 Turns tokens back into text. Decoding only: text is tokenized by the scripts in data/.
 
 Where the meaning of a token comes from, in this order:
-    1. tokenizer.bin beside the training data, in llm.c's format: 256 int32 of header (magic 20240328,
-       version 2, number of tokens, number of the end-of-text token), then for every token one byte
-       of length and that many bytes of text;
+    1. tokenizer.bin beside the training data, in llm.c's format: 256 int32 of header (magic
+       20240328, version 2, number of tokens, number of the end-of-text token), then for every token
+       one byte of length and that many bytes of text;
     2. a vocabulary of at most 257: tokens 0 to 255 are bytes, 256 is the end of a text;
     3. nothing: numbers are printed.
 

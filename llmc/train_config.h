@@ -48,8 +48,8 @@ typedef struct {
 
 static inline TrainConfig train_config_defaults(void) {
     TrainConfig c;
-    c.train_data = "data/train.bin";
-    c.val_data = "data/val.bin";
+    c.train_data = "data/quickstart_train.bin";
+    c.val_data = "data/quickstart_val.bin";
     c.model = "d12";
     c.recipe = "nvfp4";
     c.gemm_path = "auto";
@@ -82,33 +82,33 @@ static inline TrainConfig train_config_defaults(void) {
 static inline void train_config_flags(TrainConfig* c, Flag* flags /* (TRAIN_NUM_FLAGS) */) {
     const double many = INT_MAX, tokens = 1e15;
     Flag rows[] = {
-        // flag   type variable             low high  alters  meaning
-        { "-i",    's', &c->train_data,       0, 0,       0, "training tokens, one file or a pattern" },
-        { "-j",    's', &c->val_data,         0, 0,       0, "validation tokens" },
-        { "-e",    's', &c->model,            0, 0,       1, "model: d12, or d12,vocab=257, or a file" },
-        { "-p",    's', &c->recipe,           0, 0,       1, "recipe: fp32, bf16, nvfp4, or nvfp4,tail=2" },
-        { "-g",    's', &c->gemm_path,        0, 0,       1, "NVFP4 GEMM on the GPU: auto, emulated" },
-        { "-b",    'i', &c->B,                1, 1 << 20, 1, "micro-batch size B, in rows" },
-        { "-t",    'i', &c->T,                1, 1 << 20, 1, "sequence length T, in tokens" },
-        { "-d",    'l', &c->total_batch,      0, many,    1, "tokens of an update (0: B*T)" },
-        { "-x",    'i', &c->num_steps,       -1, many,    1, "steps (-1: one epoch)" },
-        { "-k",    's', &c->schedule,         0, 0,       1, "cosine, linear, constant or wsd" },
-        { "-l",    'f', &c->learning_rate,    0, 1e3,     1, "peak learning rate" },
-        { "-u",    'i', &c->warmup_steps,     0, many,    1, "warmup steps" },
-        { "-q",    'f', &c->final_fraction,   0, 1,       1, "last learning rate, as part of the peak" },
-        { "-c",    'f', &c->weight_decay,     0, 1e3,     1, "weight decay, on matrices only" },
-        { "-gc",   'f', &c->clip_norm,        0, 1e30,    1, "clip the gradient to this norm (0: off)" },
-        { "-seed", 'u', &c->seed,             0, 0,       1, "seed of every random number" },
-        { "-v",    'i', &c->val_every,        0, many,    0, "validate every so many steps (0: off)" },
-        { "-vt",   'l', &c->val_tokens,       0, tokens,  0, "validation tokens (0: all)" },
-        { "-s",    'i', &c->sample_every,     0, many,    0, "print generated text so often (0: off)" },
-        { "-sn",   'i', &c->sample_tokens,    1, many,    0, "tokens of generated text" },
-        { "-o",    's', &c->output_dir,       0, 0,       0, "output directory (none: no output)" },
-        { "-n",    'i', &c->checkpoint_every, 0, many,    0, "save every so many steps (0: off)" },
-        { "-nk",   'i', &c->keep_newest,      0, many,    0, "keep the newest checkpoints (0: all)" },
-        { "-nm",   'i', &c->keep_multiples,   0, many,    0, "keep multiples of this step (0: none)" },
-        { "-y",    'i', &c->resume,           0, 1,       0, "1: resume the newest checkpoint in -o" },
-        { "-pr",   'i', &c->progress,        -1, 1,       0, "progress line: 0, 1, -1: if a terminal" },
+        // name    type variable              range  alters  meaning
+        { "-i",    's', &c->train_data,       0, 0,     0, "training tokens: file or pattern" },
+        { "-j",    's', &c->val_data,         0, 0,     0, "validation tokens" },
+        { "-e",    's', &c->model,            0, 0,     1, "model: d12, d12,vocab=257, or a file" },
+        { "-p",    's', &c->recipe,           0, 0,     1, "fp32, bf16, nvfp4, or nvfp4,tail=2" },
+        { "-g",    's', &c->gemm_path,        0, 0,     1, "NVFP4 GEMM on GPU: auto, emulated" },
+        { "-b",    'i', &c->B,                1, many,  1, "micro-batch size B, in rows" },
+        { "-t",    'i', &c->T,                1, many,  1, "sequence length T, in tokens" },
+        { "-d",    'l', &c->total_batch,      0, many,  1, "tokens of one update (0: B*T)" },
+        { "-x",    'i', &c->num_steps,       -1, many,  1, "steps (-1: one epoch)" },
+        { "-k",    's', &c->schedule,         0, 0,     1, "cosine, linear, constant or wsd" },
+        { "-l",    'f', &c->learning_rate,    0, 1e3,   1, "peak learning rate" },
+        { "-u",    'i', &c->warmup_steps,     0, many,  1, "warmup steps" },
+        { "-q",    'f', &c->final_fraction,   0, 1,     1, "final learning rate / peak" },
+        { "-c",    'f', &c->weight_decay,     0, 1e3,   1, "weight decay, on matrices only" },
+        { "-gc",   'f', &c->clip_norm,        0, 1e30,  1, "clip the gradient norm (0: off)" },
+        { "-seed", 'u', &c->seed,             0, 0,     1, "seed of every random number" },
+        { "-v",    'i', &c->val_every,        0, many,  0, "validate every N steps (0: off)" },
+        { "-vt",   'l', &c->val_tokens,       0, tokens, 0, "validation tokens (0: all)" },
+        { "-s",    'i', &c->sample_every,     0, many,  0, "generate text every N steps (0: off)" },
+        { "-sn",   'i', &c->sample_tokens,    1, many,  0, "tokens of generated text" },
+        { "-o",    's', &c->output_dir,       0, 0,     0, "output directory (empty: no output)" },
+        { "-n",    'i', &c->checkpoint_every, 0, many,  0, "save every N steps (0: off)" },
+        { "-nk",   'i', &c->keep_newest,      0, many,  0, "newest checkpoints to keep (0: all)" },
+        { "-nm",   'i', &c->keep_multiples,   0, many,  0, "always keep multiples of N (0: off)" },
+        { "-y",    'i', &c->resume,           0, 1,     0, "1: resume from the newest in -o" },
+        { "-pr",   'i', &c->progress,        -1, 1,     0, "progress line: 0, 1, -1: if terminal" },
     };
     static_assert(sizeof(rows) == TRAIN_NUM_FLAGS * sizeof(Flag), "TRAIN_NUM_FLAGS");
     memcpy(flags, rows, sizeof(rows));

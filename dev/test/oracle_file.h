@@ -24,6 +24,9 @@ typedef struct {
     uint64_t num_params;
     char model[128], recipe[128];       // as -e and -p take them
     float loss, gradient_norm;
+    // the same step by the same program with every sum in two parts: the share of equal codes, the loss, and
+    // how far the gradients are off relative to their length
+    float reordered_codes, reordered_loss, reordered_gradients;
 } OracleHeader;
 
 typedef struct {
@@ -38,6 +41,16 @@ static inline void oracle_tokens(int* inputs, int* targets, int n, int V, uint32
         inputs[i] = (int)(p.word[0] % (uint32_t)V);
         targets[i] = (int)(p.word[1] % (uint32_t)V);
     }
+}
+
+// How many of the 2 * bytes codes in a and b are equal.
+static inline size_t oracle_equal_codes(const uint8_t* a, const uint8_t* b, size_t bytes) {
+    size_t equal = 0;
+    for (size_t i = 0; i < bytes; i++) {
+        int differs = a[i] ^ b[i];
+        equal += (size_t)((differs & 15) == 0) + (size_t)((differs & 240) == 0);
+    }
+    return equal;
 }
 
 // The block scales of q in row-major order (rows, cols / 16); the caller frees them.

@@ -1,11 +1,11 @@
 /*
 gemm.cuh: the three products of a linear layer in BF16 and FP32, and products of NVFP4 matrices.
 
-exact      operands are small integers (or halves), so every partial sum is a multiple of 1/4 below 2^22
-           and FP32 addition is exact in any order. All paths have to agree with the sum to the bit; if a
-           new chip fails at large K only, its accumulator is narrower than FP32.
-bounded    real operands, against a sum in double: |error| <= K * 2^-24 * sum |a*b|, plus the rounding of
-           the stored result.
+exact      operands are small integers (or halves), so every partial sum is a multiple of 1/4 below
+           2^22 and FP32 addition is exact in any order. All paths have to agree with the sum to the
+           bit; if a new chip fails at large K only, its accumulator is narrower than FP32.
+bounded    real operands, against a sum in double: |error| <= K * 2^-24 * sum |a*b|, plus the rounding
+           of the stored result.
 run twice  the same bits.
 
 Faults that made it fail, one at a time: TRANSA and TRANSB exchanged; the layout of a (K,N) operand made
@@ -20,9 +20,9 @@ static Gemm gemm;
 typedef struct { int M, N, K; } GemmSize;
 
 // the smallest; no multiple of any tile; GPT-2 small and XL; the longest sum
-static const GemmSize sizes[] = { { 16, 16, 16 }, { 48, 80, 112 }, { 272, 16, 1040 }, { 256, 2304, 768 },
-                                  { 128, 768, 3072 }, { 96, 4800, 1600 }, { 1600, 1600, 272 },
-                                  { 64, 48, 65536 } };
+static const GemmSize sizes[] = { { 16, 16, 16 }, { 48, 80, 112 }, { 272, 16, 1040 },
+                                  { 256, 2304, 768 }, { 128, 768, 3072 }, { 96, 4800, 1600 },
+                                  { 1600, 1600, 272 }, { 64, 48, 65536 } };
 #define NUM_SIZES ((int)(sizeof(sizes) / sizeof(sizes[0])))
 
 // x (n) = integers in -6 .. 6
@@ -53,8 +53,9 @@ static void reference(double* sum, double* magnitude, const float* A, const floa
     }
 }
 
-// Both on the device: x (rows, cols), or its transpose if `other_way` is set.
-template <typename Real> static Real* operand_to_device(const float* x, int rows, int cols, int other_way) {
+// On the device: x (rows, cols), or its transpose if `other_way` is set.
+template <typename Real>
+static Real* operand_to_device(const float* x, int rows, int cols, int other_way) {
     size_t n = (size_t)rows * cols;
     if (!other_way) { return to_device<Real>(x, n); }
     float* xT = new_floats(n);
@@ -77,7 +78,8 @@ static void result_from_device(float* got, const void* D, size_t n, cudaDataType
 }
 
 static void* result_to_device(const float* start, size_t n, cudaDataType_t type) {
-    return type == CUDA_R_16BF ? (void*)to_device<__nv_bfloat16>(start, n) : (void*)to_device<float>(start, n);
+    if (type == CUDA_R_16BF) { return to_device<__nv_bfloat16>(start, n); }
+    return to_device<float>(start, n);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -163,10 +165,15 @@ typedef struct { Nvfp4Matrix host, device; } TestMatrix;
 
 static TestMatrix matrix_alloc(int rows, int cols) {
     TestMatrix m;
-    m.device = nvfp4_matrix_place(device_tensor<uint8_t>(nvfp4_matrix_bytes(rows, cols)), rows, cols);
-    m.host = m.device;
-    m.host.codes = (uint8_t*)malloc(nvfp4_codes_size((size_t)rows, (size_t)cols));
-    m.host.block_scales = (uint8_t*)malloc(nvfp4_scales_size((size_t)rows, (size_t)cols));
+    size_t codes = nvfp4_codes_size((size_t)rows, (size_t)cols);
+    size_t scales = nvfp4_scales_size((size_t)rows, (size_t)cols);
+    m.host.rows = m.device.rows = rows;
+    m.host.cols = m.device.cols = cols;
+    m.device.codes = device_tensor<uint8_t>(codes);
+    m.device.block_scales = device_tensor<uint8_t>(scales);
+    m.device.amax = device_tensor<float>(1);
+    m.host.codes = (uint8_t*)malloc(codes);
+    m.host.block_scales = (uint8_t*)malloc(scales);
     m.host.amax = new_floats(1);
     return m;
 }
@@ -179,7 +186,8 @@ static void matrix_free(TestMatrix m) {
 
 static void matrix_upload(TestMatrix m) {
     size_t rows = (size_t)m.host.rows, cols = (size_t)m.host.cols;
-    cudaCheck(cudaMemcpy(m.device.codes, m.host.codes, nvfp4_codes_size(rows, cols), cudaMemcpyHostToDevice));
+    cudaCheck(cudaMemcpy(m.device.codes, m.host.codes, nvfp4_codes_size(rows, cols),
+                         cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(m.device.block_scales, m.host.block_scales, nvfp4_scales_size(rows, cols),
                          cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(m.device.amax, m.host.amax, sizeof(float), cudaMemcpyHostToDevice));
@@ -187,15 +195,16 @@ static void matrix_upload(TestMatrix m) {
 
 // Any codes; every block scale 1 or 2.
 static void fill_codes(TestMatrix m, uint32_t stream) {
-    size_t rows = (size_t)m.host.rows, cols = (size_t)m.host.cols, codes = nvfp4_codes_size(rows, cols);
-    for (size_t i = 0; i < codes; i++) {
+    size_t rows = (size_t)m.host.rows, cols = (size_t)m.host.cols;
+    for (size_t i = 0; i < nvfp4_codes_size(rows, cols); i++) {
         m.host.codes[i] = (uint8_t)philox4x32(20260105, (uint32_t)i, 0, stream, 0).word[0];
     }
     memset(m.host.block_scales, 0, nvfp4_scales_size(rows, cols));
     for (size_t row = 0; row < rows; row++) {
         for (size_t block = 0; block < cols / NVFP4_BLOCK; block++) {
             uint32_t word = philox4x32(20260106, (uint32_t)row, (uint32_t)block, stream, 0).word[0];
-            m.host.block_scales[nvfp4_scale_offset(row, block, cols)] = e4m3_from_float(word & 1 ? 1.0f : 2.0f);
+            uint8_t* block_scale = m.host.block_scales + nvfp4_scale_offset(row, block, cols);
+            *block_scale = e4m3_from_float(word & 1 ? 1.0f : 2.0f);
         }
     }
 }
@@ -298,8 +307,8 @@ static void test_same_bits(GemmSize s) {
         from_device(run == 0 ? first : again, D, n);
         differ += run > 0 && memcmp(first, again, n * sizeof(float)) != 0;
     }
-    report(differ == 0, "same bits", "%d %d %d: %d of %d runs differ from the first", s.M, s.N, s.K, differ,
-           runs - 1);
+    report(differ == 0, "same bits", "%d %d %d: %d of %d runs differ from the first", s.M, s.N, s.K,
+           differ, runs - 1);
     device_free_all();
     free(x);
     free(first);
@@ -325,7 +334,8 @@ int main(void) {
             test_nvfp4(sizes[i], integers, 1);
         }
     }
-    static const GemmSize long_sums[] = { { 64, 64, 65536 }, { 768, 768, 16384 }, { 2304, 768, 4096 } };
+    static const GemmSize long_sums[] = { { 64, 64, 65536 }, { 768, 768, 16384 },
+                                          { 2304, 768, 4096 } };
     for (int i = 0; i < 3; i++) { test_same_bits(long_sums[i]); }
     gemm_free(&gemm);
     return report_status();

@@ -106,7 +106,7 @@ static void test_token_index(void) {
 }
 
 // A third of the places holds the same token, so that one sum is long.
-// Fails with: occurrences from first + 1 on; the columns of the last block not limited to C.
+// Fails with: occurrences from first + 1 on; the last warp of a block not added; = in place of +=.
 template <typename Real> static void test_encoder_backward(TestShape s) {
     size_t N = (size_t)s.B * s.T, C = (size_t)s.C, V = s.V < 5000 ? s.V : 5000;
     float* dout = new_values<Real>(N * C, 5, 0.1f, 1.0f);
@@ -477,9 +477,10 @@ template <typename Real> static void test_bias(int N, int OC) {
 // ---------------------------------------------------------------------------------------------
 // Classifier
 
-// The padding columns hold 10000: they would rule every sum that they got into.
-// Fails with: Vp in place of V in the first loop; the sum not scaled when the maximum grows; the
-// target's dloss not subtracted.
+// The padding columns hold 10000: they would rule every sum that they got into. In two rows all
+// logits are so small or so large that only exponentials relative to the maximum stay in range.
+// Fails with: Vp in place of V in the first loop; a maximum that starts at 0; the sum not scaled
+// when the maximum grows; the target's dloss not subtracted.
 template <typename Real> static void test_classifier(int V) {
     const int B = 2, T = 12, Vp = CEIL_DIV(V, 128) * 128;
     const float dloss = 1.0f / (B * T);
@@ -489,7 +490,10 @@ template <typename Real> static void test_classifier(int V) {
     fill_integers(targets, rows, 28, V);
     targets[0] = 0;
     targets[1] = V - 1;
-    for (size_t i = 0; i < n; i++) { logits[i] = (int)(i % Vp) < V ? logits[i] : 10000.0f; }
+    for (size_t i = 0; i < n; i++) {
+        logits[i] += i / Vp == 2 ? -300.0f : i / Vp == 3 ? 300.0f : 0.0f;
+        if ((int)(i % Vp) >= V) { logits[i] = 10000.0f; }
+    }
     real_round<Real>(logits, n);
     double* want = new_doubles(n);
     double* bound = new_doubles(n);
@@ -613,6 +617,9 @@ static void test_sums(size_t n) {
         sum += values[i];
     }
     device_set(values_device, values, n);
+    float before = 3.0f;                        // it adds to what is there
+    device_set(out_device, &before, 1);
+    sum += before;
     sum_losses(out_device, values_device, losses, 0);
     from_device(&got[0], out_device, 1);
     bound = 32.0 * U * sum;

@@ -139,12 +139,6 @@ static size_t count_equal(const uint8_t* a, const uint8_t* b, size_t n) {
     return equal;
 }
 
-static size_t count_equal_nibbles(const uint8_t* a, const uint8_t* b, size_t n) {
-    size_t equal = 0;
-    for (size_t i = 0; i < n; i++) { equal += ((a[i] ^ b[i]) & 15) == 0; equal += ((a[i] ^ b[i]) & 240) == 0; }
-    return equal;
-}
-
 // Holds a quantized operand against the C quantizer on the very tensor that was quantized, which must give
 // the same bits, and against what the C program had in this place, whose tensor differs by summation order.
 static void oracle_observe(int layer, int linear, int operand, const __nv_bfloat16* source,
@@ -179,7 +173,7 @@ static void oracle_observe(int layer, int linear, int operand, const __nv_bfloat
     cudaCheck(cudaMemcpy(got.block_scales, quantized->block_scales, scales_size, cudaMemcpyDeviceToHost));
     cudaCheck(cudaMemcpy(&own_amax, quantized->amax, sizeof(float), cudaMemcpyDeviceToHost));
     oracle.own_elements += elements;
-    oracle.own_codes += elements - count_equal_nibbles(want.codes, got.codes, elements / 2);
+    oracle.own_codes += elements - oracle_equal_codes(want.codes, got.codes, elements / 2);
     oracle.own_scales += scales_size - count_equal(want.block_scales, got.block_scales, scales_size);
     oracle.own_amax += float_bits(amax) != float_bits(own_amax);
 
@@ -188,7 +182,7 @@ static void oracle_observe(int layer, int linear, int operand, const __nv_bfloat
         OracleOperand* o = &oracle.operands[i];
         if (o->about.layer != layer || o->about.linear != linear || o->about.operand != operand) { continue; }
         check((size_t)o->about.rows == rows && (size_t)o->about.cols == cols, "operands of different shapes");
-        size_t equal = count_equal_nibbles(o->codes, got.codes, elements / 2);
+        size_t equal = oracle_equal_codes(o->codes, got.codes, elements / 2);
         size_t equal_scales = count_equal(o->scales, scales, elements / NVFP4_BLOCK);
         o->seen = 1;
         oracle.elements += elements;
@@ -207,9 +201,12 @@ static void oracle_observe(int layer, int linear, int operand, const __nv_bfloat
 }
 
 // Exact: each operand has the bits of the C quantizer fed with the CUDA program's own tensor; weights have
-// those of the C program. Bounded: the rest of the first step. Under fp32 sums differ in order only. Under bf16
-// and nvfp4 a sum in another order moves a BF16 rounding now and then, and that moves codes: the share of
-// equal ones is printed, and bounded by 0.99. Fails with: dY and dY^T tags exchanged; Hadamard sign mask 0xD7E9.
+// those of the C program. Bounded: the rest of the first step, whose sums have another order. A sum in another
+// order moves a BF16 rounding now and then; that moves a code, which is a change of a quarter and more of the
+// element; and from there it spreads through the row and, in attention, to others. The C program has measured
+// on itself what that comes to (oracle_file.h); here at most twice as much may differ, since attention and
+// LayerNorm are summed differently as well. Fails with: dY and dY^T tags exchanged; sign mask 0xD7E9; gelu' of
+// the output instead of the input.
 template <typename Real> static void test_oracle(const char* path) {
     OracleHeader header;
     FILE* file = file_open(path, "./test_gpt2 writes it");
@@ -256,9 +253,9 @@ template <typename Real> static void test_oracle(const char* path) {
            header.recipe, norm, header.gradient_norm, norm_bound);
     if (gradients > 0) {
         float* got = copy_out(model.grads, gradients);
-        double d = relative_distance(got, want, gradients), most = fp32 ? 1e-5 : 5e-2;
-        report(d < most, "C program: gradients", "%s: differ by %.1e of their length, bound %.0e", header.recipe,
-               d, most);
+        double d = relative_distance(got, want, gradients), most = 2.0 * header.reordered_gradients + 1e-6;
+        report(d < most, "C program: gradients", "%s: differ by %.1e of their length, C with sums in another order "
+               "by %.1e", header.recipe, d, header.reordered_gradients);
         free(got);
     }
     if (oracle.count > 0) {
@@ -267,13 +264,13 @@ template <typename Real> static void test_oracle(const char* path) {
                seen, oracle.count, oracle.own_elements, oracle.own_codes, oracle.own_scales, oracle.own_amax);
         report(oracle.weight_differs == 0, "C program: weights", "%zu codes or scales differ", oracle.weight_differs);
         double share = (double)oracle.equal_codes / oracle.elements;
-        double scales = (double)oracle.equal_scales * NVFP4_BLOCK / oracle.elements;
-        report(share > 0.99, "C program: codes", "%.3f %% of codes equal, %.3f %% of scales; X %.3f, X^T %.3f, "
-               "dY %.3f, dY^T %.3f %%", 100 * share, 100 * scales,
-               100.0 * oracle.equal_by_operand[OPERAND_X] / oracle.by_operand[OPERAND_X],
-               100.0 * oracle.equal_by_operand[OPERAND_XT] / oracle.by_operand[OPERAND_XT],
-               100.0 * oracle.equal_by_operand[OPERAND_DY] / oracle.by_operand[OPERAND_DY],
-               100.0 * oracle.equal_by_operand[OPERAND_DYT] / oracle.by_operand[OPERAND_DYT]);
+        report(1.0 - share < 2.0 * (1.0 - header.reordered_codes) + 1e-3, "C program: codes", "%.2f %% equal, C with "
+               "sums in another order %.2f %%; scales %.2f %%", 100 * share, 100 * header.reordered_codes,
+               100.0 * oracle.equal_scales * NVFP4_BLOCK / oracle.elements);
+        for (int operand = 0; operand < NUM_OPERANDS; operand++) {
+            printf("       %-5s %.2f %% of codes equal\n", operand_name(operand),
+                   100.0 * oracle.equal_by_operand[operand] / oracle.by_operand[operand]);
+        }
     }
     free(inputs);
     free(targets);
@@ -315,7 +312,8 @@ template <typename Real> static void test_same_bits(const char* recipe) {
             train_small(&model, 0, 5, losses[run]);
             for (int i = 0; i < 3; i++) { state[i] = (float*)xmalloc(n * sizeof(float), "state"); }
             gpt2_get_state(&model, state[0], state[1], state[2]);
-            build(&model, config, recipe, 2, 32, 43, NULL);
+            build(&model, config, recipe, 2, 32, 42, NULL);
+            train_small(&model, 0, 1, losses[run]);         // leave other weights behind
             gpt2_set_state(&model, state[0], state[1], state[2]);
             train_small(&model, 5, 10, losses[run]);
         }

@@ -107,8 +107,8 @@ static double e4m3_value(int byte) {
     return exponent == 0 ? ldexp(mantissa, -9) : ldexp(8 + mantissa, exponent - 10);
 }
 
-// Fails with: subnormal unit 1/256 in e4m3_to_float; `<< e` instead of `<< (e - 1)` in e2m1_to_float;
-// the lowest bit dropped in bf16_to_float.
+// Fails with: subnormal unit 1/256 in e4m3_to_float; `<< e` instead of `<< (e - 1)` in
+// e2m1_to_float; the lowest bit dropped in bf16_to_float.
 static void test_decode(void) {
     Comparison e2m1 = {0}, e4m3 = {0}, bf16 = {0};
     for (int code = 0; code < 16; code++) {
@@ -186,9 +186,9 @@ static void compare_format(Comparison* c, uint8_t (*encode)(float), uint8_t sign
     }
 }
 
-// Fails with: rintf(x) replaced by (int)(x + 0.5f) in e2m1_from_float or e4m3_from_float; `a <= 2.0f` in
-// e2m1_base; the clamp of e at -6 left out, or that at 448 moved to 480; NaN not treated in
-// e2m1_with_sign; the sign of a NaN kept in e4m3_from_float.
+// Fails with: rintf(x) replaced by (int)(x + 0.5f) in e2m1_from_float or e4m3_from_float; `a <=
+// 2.0f` in e2m1_base; the clamp of e at -6 left out, or that at 448 moved to 480; NaN not treated
+// in e2m1_with_sign; the sign of a NaN kept in e4m3_from_float.
 static void test_nearest(void) {
     double e4m3_values[127];
     for (int byte = 0; byte < 127; byte++) { e4m3_values[byte] = e4m3_value(byte); }
@@ -229,7 +229,8 @@ static float bf16_reference(float x) {
     return (float)(fabs(rounded) > 0x1.fep127 ? copysign(INFINITY, rounded) : rounded);
 }
 
-// Fails with: `+ 0x8000u` instead of `+ 0x7fffu + the last kept bit`; NaN not treated (special values).
+// Fails with: `+ 0x8000u` instead of `+ 0x7fffu + the last kept bit`; NaN not treated (special
+// values).
 static void test_bf16(void) {
     Comparison c = {0};
     const uint32_t low_halves[] = { 0, 1, 0x7fff, 0x8000, 0x8001, 0xffff };
@@ -257,8 +258,8 @@ static int stochastic_reference(double a, int random) {
     return low + (floor(256 * position) + random >= 256);
 }
 
-// Every gap between two codes in 1024 steps, and the floats next to each of them: all 256 bytes. The
-// expected value must be the position cut to 8 digits: on it or less than 1/256 of a gap below.
+// Every gap between two codes in 1024 steps, and the floats next to each of them: all 256 bytes.
+// The expected value must be the position cut to 8 digits: on it or less than 1/256 of a gap below.
 // Fails with: `fixed + random + 1`; 128 instead of 256 parts of a step.
 static void test_stochastic_exact(void) {
     Comparison codes = {0}, expectations = {0};
@@ -302,10 +303,10 @@ static void test_stochastic_exact(void) {
 }
 
 // Rounds one block N times, numbered as N blocks of a matrix. Element j lies at a fraction of a gap
-// that 8 digits hold, so the mean has to be the element itself; and the errors of different elements
-// of a block, and of one element under another seed, tag or step, have to be uncorrelated.
-// Fails with: `random | 1`; one byte of each word for four elements; the tag, the step or the upper half
-// of the seed left out of the counter.
+// that 8 digits hold, so the mean has to be the element itself; and the errors of different
+// elements of a block, and of one element under another seed, tag or step, have to be uncorrelated.
+// Fails with: `random | 1`; one byte of each word for four elements; the tag, the step or the upper
+// half of the seed left out of the counter.
 static void test_stochastic_statistics(void) {
     enum { N = 1 << 17, STREAMS = 6 };
     const Nvfp4Rounding streams[STREAMS] = {
@@ -363,7 +364,8 @@ static void test_stochastic_statistics(void) {
 // ---------------------------------------------------------------------------------------------
 // Random numbers
 
-// Published known answers of Philox4x32-10 (Random123, kat_vectors), and the counters built from it.
+// Published known answers of Philox4x32-10 (Random123, kat_vectors), and the counters built from
+// it.
 // Fails with: 9 rounds; `key0 += 0x9E3779B9u` left out; block >> 32 left out of the counter.
 static void test_philox(void) {
     const struct { uint32_t counter[4], key[2], answer[4]; } known[] = {
@@ -395,8 +397,8 @@ static void test_philox(void) {
     compare_report(&c, "philox", "words and bytes, known answers");
 }
 
-// Stored draws, made in Python from the definition, and the moments of many: the fourth has variance
-// 96, the second 2.
+// Stored draws, made in Python from the definition, and the moments of many: the fourth has
+// variance 96, the second 2.
 // Fails with: cos of half the angle; p.word[1] replaced by p.word[0].
 static void test_random_normal(void) {
     Comparison c = {0};
@@ -440,8 +442,8 @@ enum { NUM_SHAPES = sizeof(SHAPES) / sizeof(SHAPES[0]) };
 // Walks the bytes in the order of memory and says which (row, block) each holds; then asks for the
 // same by CUTLASS's description of a 128 x 64-element tile, shape ((32,4),(16,4)) and strides
 // ((16,4),(0,1)). Bytes that hold no scale must be zero after quantizing.
-// Fails with: rows folded the other way (row % 32 * 4 + row / 32 * 128); block tiles not rounded up; the
-// memset in nvfp4_quantize left out.
+// Fails with: rows folded the other way (row % 32 * 4 + row / 32 * 128); block tiles not rounded
+// up; the memset in nvfp4_quantize left out.
 static void test_layout(void) {
     Comparison offsets = {0}, padding = {0};
     for (int s = 0; s < NUM_SHAPES; s++) {
@@ -567,8 +569,9 @@ static void fill(float* x, int rows, int cols, int kind, uint32_t seed) {
 
 // Codes, scales and amax of every kind and shape against the definition above.
 // Fails with: block_amax * (1/6) * inverse instead of block_amax * (inverse * (1/6)); (1 / scale) /
-// block_scale instead of 1 / (block_scale * scale); the byte of element j % 4 for element j; the block
-// numbered block * rows + row; FLT_MAX left out of nvfp4_tensor_scale; amax without the last column.
+// block_scale instead of 1 / (block_scale * scale); the byte of element j % 4 for element j; the
+// block numbered block * rows + row; FLT_MAX left out of nvfp4_tensor_scale; amax without the last
+// column.
 static void test_quantize(void) {
     Comparison nearest = {0}, stochastically = {0}, amaxes = {0};
     Reference r;
@@ -622,7 +625,8 @@ static Nvfp4Matrix quantize_two_blocks(float amax, float x) {
     return m;
 }
 
-// What happens at the ends of the number range, as written in the specification rather than computed.
+// What happens at the ends of the number range, as written in the specification rather than
+// computed.
 // Fails with: amax == 0 not treated, so that inverse is FLT_MAX; the minimum left out of
 // nvfp4_block_inverse; an amax that passes over NaN, as one by fmaxf would; nibbles exchanged.
 static void test_edges(void) {
@@ -720,10 +724,11 @@ static void test_transpose(void) {
     compare_report(&c, "transpose", "bytes and values");
 }
 
-// All 16 codes times all 127 scales: the products equal those in double and are BF16 values. The dot
-// product of two blocks is exact in FP32, so only sums over several blocks depend on their order.
-// Fails with: the odd nibble in place of the even one; the scale of the row's first block; code values
-// that are not exact (0.3 in e2m1_to_float); alpha multiplied in another order.
+// All 16 codes times all 127 scales: the products equal those in double and are BF16 values. The
+// dot product of two blocks is exact in FP32, so only sums over several blocks depend on their
+// order.
+// Fails with: the odd nibble in place of the even one; the scale of the row's first block; code
+// values that are not exact (0.3 in e2m1_to_float); alpha multiplied in another order.
 static void test_expand(void) {
     Comparison c = {0}, dots = {0};
     Nvfp4Matrix m = matrix_new(128, 16);
@@ -804,8 +809,8 @@ static void hadamard_halves(float* x, int n) {
     }
 }
 
-// Fails with: sign of element 3 flipped; strides 8, 4, 2, 1 (on the wide groups only); a quarter not
-// rounded to BF16, or a half.
+// Fails with: sign of element 3 flipped; strides 8, 4, 2, 1 (on the wide groups only); a quarter
+// not rounded to BF16, or a half.
 static void test_hadamard(void) {
     const int signs[16] = { 1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1 };
     const float known[16] = { -15.5f, -7.5f, 7.5f, -0.5f, 7.5f, -0.5f, -15.5f, 8.5f,
@@ -891,8 +896,8 @@ typedef struct {
 } Golden;
 
 // The vectors of the specification (7.9), made by another program; they fix the format for good.
-// Fails with: 255 - random for random; groups of rows reversed in hadamard_transpose; and most of the
-// faults named above.
+// Fails with: 255 - random for random; groups of rows reversed in hadamard_transpose; and most of
+// the faults named above.
 static void test_golden(void) {
     const uint64_t seed = 0x9ABCDEF012345678ull;
     const Golden golden[] = {

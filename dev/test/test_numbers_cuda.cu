@@ -125,8 +125,7 @@ __global__ static void evaluate_kernel(uint32_t* out /* (n) */, Subject subject,
     if (i < n) { out[i] = evaluate(subject, first + i); }
 }
 
-// Fails with: the device's code given fdividef in place of the division in nvfp4_tensor_scale, or
-// compiled with --use_fast_math.
+// Fails with: --use_fast_math.
 static void test_device_equals_host(const SubjectRow* row, uint32_t* device /* (CHUNK) */,
                                     uint32_t* host /* (CHUNK) */) {
     uint64_t differ = 0;
@@ -188,7 +187,7 @@ __global__ static void vendor_philox_kernel(Counters* counters) {
     count_if(counters, PHILOX_DIFFERS, differs, i);
 }
 
-// Fails with: `a > 0.75f` instead of `>=` in e2m1_from_float; 9 rounds of Philox.
+// Fails with: rintf(x) replaced by (int)(x + 0.5f) in e2m1_from_float; 9 rounds of Philox.
 static void test_vendor(void) {
     const char* names[NUM_COUNTERS] = { "e2m1 and cuda_fp4.h", "e4m3 and cuda_fp8.h",
                                         "bf16 and cuda_bf16.h", "philox and curand" };

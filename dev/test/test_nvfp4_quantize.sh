@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 #
-# dev/nvfp4_quantize from outside: the golden vectors, made and hashed here in shell arithmetic and so
-# without any of our C code; what the flags do; and that bad input ends with one message, a non-zero
-# status and no OUT. `make test` runs it; it needs the program built, bash and od.
+# dev/nvfp4_quantize from outside: the golden vectors, made and hashed here in shell arithmetic and
+# so without any of our C code; what the flags do; and that bad input ends with one message, a
+# non-zero status and no OUT. `make test` runs it; it needs the program built, bash and od.
 #
 # "Fails with" names a fault that was planted in dev/nvfp4_quantize.c to see the check fail.
 # shellcheck disable=SC2046     # $(repeat ...) is meant to become several words
@@ -85,8 +85,8 @@ golden() {
     report $? "$name" "$found"
 }
 
-# Fails with: codes before scales; scales written in the order of the tensor cores; seed read as 32 bits;
-# tag and step exchanged; -hadamard ignored; -block ignored.
+# Fails with: codes before scales; scales written in the order of the tensor cores; seed read as 32
+# bits; tag and step exchanged; -hadamard ignored; -block ignored.
 size=(-r "$rows" -c "$cols")
 seed=0x9ABCDEF012345678
 raw=(0000ff3f eb4d54ed 43172ce7 0010af839b981335 757d797b777a7d7c)
@@ -193,8 +193,9 @@ bad() {
     report $? "bad input" "${problem:-$(sed 's/^error: //; s/  (.*//' messages)}"
 }
 
-# Fails with: OUT opened for writing before IN is read; a file longer than the matrix accepted; the check
-# for finite values or one of those for multiples of 16 left out; any word taken for -block and -round.
+# Fails with: OUT opened for writing before IN is read; a file longer than the matrix accepted; the
+# check for finite values or one of those for multiples of 16 left out; any word taken for -block
+# and -round.
 good=(-r 64 -c 128 x.bin)
 bad "IN and OUT"
 bad "IN and OUT"                 -r 64 -c 128

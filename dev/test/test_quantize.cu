@@ -1,6 +1,6 @@
 /*
-quantize.cuh against the reference quantizer of nvfp4.h. Class: exact, every byte of a quantized matrix,
-padding and the gaps between its parts included.
+quantize.cuh against the reference quantizer of nvfp4.h. Class: exact, every byte of a quantized
+matrix, padding and the gaps between its parts included.
 
 Faults that made it fail, one at a time: the second column of a pair read as the first; `word ^ 4 * group`
 when reading the tile; the tile's amax of the neighbouring group; a block index counted along the columns
@@ -16,8 +16,8 @@ fmaxf in place of the maximum over bits (NaN lost).
 
 enum { NORMAL, LOGNORMAL, ZERO, SIGNED_ZERO, OUTLIER, SUBNORMAL, TINY, HUGE_VALUES, NUM_CONTENTS };
 
-static const char* content_names[NUM_CONTENTS] = { "normal", "lognormal", "zero", "signed zero", "outlier",
-                                                   "subnormal", "tiny", "huge" };
+static const char* content_names[NUM_CONTENTS] = { "normal", "lognormal", "zero", "signed zero",
+                                                   "outlier", "subnormal", "tiny", "huge" };
 
 // x (rows, cols), BF16 values
 static void fill(float* x, size_t n, int content, uint32_t stream) {
@@ -26,7 +26,7 @@ static void fill(float* x, size_t n, int content, uint32_t stream) {
         float normal = random_normal(20260102, stream, i);
         float sign = normal < 0.0f ? -1.0f : 1.0f;
         float value = normal;
-        if (content == LOGNORMAL) { value = sign * expf(4.0f * random_normal(20260103, stream, i)); }
+        if (content == LOGNORMAL) { value = sign * expf(4.0f * normal); }
         if (content == ZERO) { value = 0.0f; }
         if (content == SIGNED_ZERO) { value = fabsf(normal) < 2.0f ? 0.0f * sign : normal; }
         if (content == OUTLIER) { value = i == n / 3 ? 1e6f : normal; }
@@ -49,19 +49,30 @@ typedef struct {
     void* host_memory;
 } MatrixPair;
 
-// The host matrix has its parts at the same offsets as the device matrix. Both start poisoned.
+// A matrix in `memory`: codes, block scales, amax, each on a multiple of 64, poison between them.
+static Nvfp4Matrix matrix_place(uint8_t* memory, int rows, int cols) {
+    Nvfp4Matrix m;
+    m.rows = rows;
+    m.cols = cols;
+    m.codes = memory;
+    m.block_scales = m.codes + (nvfp4_codes_size((size_t)rows, (size_t)cols) / 64 + 1) * 64;
+    m.amax = (float*)(m.block_scales + nvfp4_scales_size((size_t)rows, (size_t)cols) + 64);
+    return m;
+}
+
+// Both start poisoned, except for the scales, which are zeroed as the program does.
 static MatrixPair pair_alloc(int rows, int cols) {
     MatrixPair p;
-    p.bytes = nvfp4_matrix_bytes(rows, cols);
+    size_t codes = nvfp4_codes_size((size_t)rows, (size_t)cols);
+    size_t scales = nvfp4_scales_size((size_t)rows, (size_t)cols);
+    p.bytes = (codes / 64 + 1) * 64 + scales + 128;
     p.device_memory = cuda_malloc(p.bytes, "a quantized matrix");
     p.host_memory = malloc(p.bytes);
+    p.device = matrix_place((uint8_t*)p.device_memory, rows, cols);
+    p.host = matrix_place((uint8_t*)p.host_memory, rows, cols);
     cudaCheck(cudaMemset(p.device_memory, POISON, p.bytes));
+    cudaCheck(cudaMemset(p.device.block_scales, 0, scales));
     memset(p.host_memory, POISON, p.bytes);
-    p.device = nvfp4_matrix_place(p.device_memory, rows, cols);
-    p.host = p.device;
-    p.host.codes = (uint8_t*)p.host_memory;
-    p.host.block_scales = p.host.codes + (p.device.block_scales - p.device.codes);
-    p.host.amax = (float*)(p.host.codes + ((uint8_t*)p.device.amax - p.device.codes));
     return p;
 }
 
@@ -78,29 +89,29 @@ typedef struct {
 } Tally;
 
 static void tally_report(const Tally* t) {
-    report(t->differ == 0 && t->bytes > 0, t->name, "%zu matrices, %zu of %zu bytes differ%s%s", t->matrices,
-           t->differ, t->bytes, t->differ > 0 ? "; first: " : "", t->first);
+    report(t->differ == 0 && t->bytes > 0, t->name, "%zu matrices, %zu of %zu bytes differ%s%s",
+           t->matrices, t->differ, t->bytes, t->differ > 0 ? "; first: " : "", t->first);
 }
 
 static void tally_compare(Tally* t, const MatrixPair* p, const char* what) {
     uint8_t* got = (uint8_t*)malloc(p->bytes);
     const uint8_t* want = (const uint8_t*)p->host_memory;
     cudaCheck(cudaMemcpy(got, p->device_memory, p->bytes, cudaMemcpyDeviceToHost));
-    size_t scales = (size_t)(p->host.block_scales - want), amax = (size_t)((uint8_t*)p->host.amax - want);
+    size_t scales = (size_t)(p->host.block_scales - want);
+    size_t amax = (size_t)((uint8_t*)p->host.amax - want), row_bytes = (size_t)p->host.cols / 2;
     for (size_t i = 0; i < p->bytes; i++) {
         if (got[i] == want[i]) { continue; }
         if (t->differ == 0) {
-            size_t row_bytes = (size_t)p->host.cols / 2;
+            char where[80];
             if (i < scales) {
-                snprintf(t->first, sizeof(t->first), "%s (%d, %d): codes at (row %zu, columns %zu, %zu)", what,
-                         p->host.rows, p->host.cols, i / row_bytes, 2 * (i % row_bytes),
-                         2 * (i % row_bytes) + 1);
+                snprintf(where, sizeof(where), "codes of row %zu from column %zu", i / row_bytes,
+                         2 * (i % row_bytes));
             } else {
-                snprintf(t->first, sizeof(t->first), "%s (%d, %d): %s byte %zu", what, p->host.rows,
-                         p->host.cols, i < amax ? "scale" : "amax", i - (i < amax ? scales : amax));
+                snprintf(where, sizeof(where), "byte %zu of the %s", i - (i < amax ? scales : amax),
+                         i < amax ? "scales" : "amax");
             }
-            snprintf(t->first + strlen(t->first), sizeof(t->first) - strlen(t->first), ": %02x instead of %02x",
-                     got[i], want[i]);
+            snprintf(t->first, sizeof(t->first), "%s (%d, %d), %s: %02x instead of %02x", what,
+                     p->host.rows, p->host.cols, where, got[i], want[i]);
         }
         t->differ++;
     }
@@ -142,8 +153,9 @@ static void compare_expansion(const MatrixPair* p, const char* what) {
     for (size_t i = 0; i < n; i++) {
         if (float_bits(got[i]) == float_bits(want[i])) { continue; }
         if (tally_expand.differ == 0) {
-            snprintf(tally_expand.first, sizeof(tally_expand.first), "%s (%d, %d): element %zu: %g instead of %g",
-                     what, p->host.rows, p->host.cols, i, got[i], want[i]);
+            snprintf(tally_expand.first, sizeof(tally_expand.first),
+                     "%s (%d, %d), element %zu: %g instead of %g", what, p->host.rows,
+                     p->host.cols, i, got[i], want[i]);
         }
         tally_expand.differ += 2;
     }
@@ -169,9 +181,9 @@ static void test_activation(const float* x, int rows, int cols, const char* what
             quantize_activation(&p.device, &pT.device, x_device, rows, cols, hadamard, r, rT, 0);
             check(nvfp4_quantize(&p.host, x, 1, r) == 0, "%s: not finite", what);
             check(nvfp4_quantize(&pT.host, xT, 1, rT) == 0, "%s: not finite", what);
+            Tally* tallyT = hadamard ? &tally_hadamard : &tally_transposed;
             tally_compare(stochastic ? &tally_stochastic : &tally_rows, &p, what);
-            tally_compare(stochastic ? &tally_stochastic : hadamard ? &tally_hadamard : &tally_transposed, &pT,
-                          what);
+            tally_compare(stochastic ? &tally_stochastic : tallyT, &pT, what);
             pair_free(p);
             pair_free(pT);
         }
@@ -186,7 +198,7 @@ static void test_activation(const float* x, int rows, int cols, const char* what
     quantize_activation(NULL, &pT.device, x_device, rows, cols, 1, nearest, nearest, 0);
     device_free_all();
     nvfp4_quantize(&p.host, x, 1, nearest);
-    nvfp4_quantize(&pT.host, xT, 1, nearest);       // xT is the transformed one, from the last turn above
+    nvfp4_quantize(&pT.host, xT, 1, nearest);       // xT: transformed, from the last turn above
     tally_compare(&tally_alone, &p, what);
     tally_compare(&tally_alone, &pT, what);
     compare_expansion(&p, what);
@@ -228,7 +240,8 @@ static uint32_t hash_fnv1a_32(const uint8_t* bytes, size_t n) {
     return hash;
 }
 
-static void check_golden(const char* name, const MatrixPair* p, uint32_t amax, uint32_t codes, uint32_t scales) {
+static void check_golden(const char* name, const MatrixPair* p, uint32_t amax, uint32_t codes,
+                         uint32_t scales) {
     size_t rows = (size_t)p->host.rows, cols = (size_t)p->host.cols, blocks = cols / 16;
     cudaCheck(cudaMemcpy(p->host_memory, p->device_memory, p->bytes, cudaMemcpyDeviceToHost));
     uint8_t* unswizzled = (uint8_t*)malloc(rows * blocks);
@@ -247,14 +260,16 @@ static void test_golden(void) {
     float* x = (float*)malloc(ROWS * COLS * sizeof(float));
     for (uint32_t i = 0; i < ROWS * COLS; i++) {
         uint32_t w = philox4x32((uint64_t)2 << 32 | 1, i, 0, 0, 0).word[0];
-        x[i] = bf16_to_float((uint16_t)((w >> 31) << 15 | (120 + ((w >> 20) & 7)) << 7 | ((w >> 8) & 127)));
+        uint32_t exponent = 120 + ((w >> 20) & 7), mantissa = (w >> 8) & 127;
+        x[i] = bf16_to_float((uint16_t)((w >> 31) << 15 | exponent << 7 | mantissa));
     }
     __nv_bfloat16* x_device = to_device<__nv_bfloat16>(x, ROWS * COLS);
     MatrixPair p = pair_alloc(ROWS, COLS), pT = pair_alloc(COLS, ROWS);
     uint64_t seed = 0x9abcdef012345678u;
     for (int stochastic = 0; stochastic < 2; stochastic++) {
         quantize_amax(p.device.amax, pT.device.amax, x_device, ROWS, COLS, 1, 0);
-        quantize_activation(&p.device, &pT.device, x_device, ROWS, COLS, 1, rounding_make(stochastic, seed, 7, 3),
+        quantize_activation(&p.device, &pT.device, x_device, ROWS, COLS, 1,
+                            rounding_make(stochastic, seed, 7, 3),
                             rounding_make(stochastic, seed, 9, 3), 0);
         check_golden(stochastic ? "golden 1x16 stochastic" : "golden 1x16", &p, 0x3fff0000,
                      stochastic ? 0x5b9f6ae4 : 0xeb4d54ed, 0x43172ce7);
@@ -280,16 +295,17 @@ static void test_not_finite(void) {
     float* xT = (float*)malloc(n * sizeof(float));
     float* amax = device_tensor<float>(1);
     float* amaxT = device_tensor<float>(1);
-    static const uint32_t bad[] = { 0x7f800000u, 0xff800000u, 0x7fc00000u, 0xffff0000u, 0x7f7f0000u };
+    static const uint32_t bad[] = { 0x7f800000u, 0xff800000u, 0x7fc00000u, 0xffff0000u,
+                                    0x7f7f0000u };      // the last: two of it, their sum overflows
     int wrong = 0, tried = 0;
     for (int b = 0; b < 5; b++) {
         for (int position = 0; position < 20; position++) {
             fill(x, n, NORMAL, (uint32_t)position);
             size_t at = philox4x32(1, (uint32_t)position, (uint32_t)b, 0, 0).word[0] % n;
             x[at] = bits_float(bad[b]);
-            if (bad[b] == 0x7f7f0000u) { x[(at + COLS) % n] = bits_float(bad[b]); }     // the sum overflows
+            if (b == 4) { x[(at + COLS) % n] = bits_float(bad[b]); }
             __nv_bfloat16* x_device = device_tensor<__nv_bfloat16>(n);
-            uint16_t* stored = (uint16_t*)malloc(n * sizeof(uint16_t));     // with the NaN's own bits
+            uint16_t* stored = (uint16_t*)malloc(n * sizeof(uint16_t));     // NaN with its own bits
             for (size_t i = 0; i < n; i++) { stored[i] = (uint16_t)(float_bits(x[i]) >> 16); }
             cudaCheck(cudaMemcpy(x_device, stored, n * sizeof(uint16_t), cudaMemcpyHostToDevice));
             quantize_amax(amax, amaxT, x_device, ROWS, COLS, 1, 0);
@@ -312,8 +328,9 @@ static void test_not_finite(void) {
 }
 
 static void test_alpha(void) {
-    static const uint32_t bits[] = { 0x00000000u, 0x3f800000u, 0x3fff0000u, 0x401e0000u, 0x00010000u,
-                                     0x1a2b0000u, 0x7f7f0000u, 0x5f810000u, 0x7f800000u, 0x7fc00000u };
+    static const uint32_t bits[] = { 0x00000000u, 0x3f800000u, 0x3fff0000u, 0x401e0000u,
+                                     0x00010000u, 0x1a2b0000u, 0x7f7f0000u, 0x5f810000u,
+                                     0x7f800000u, 0x7fc00000u };
     enum { COUNT = sizeof(bits) / sizeof(bits[0]) };
     float* amax_a = device_tensor<float>(1);
     float* amax_b = device_tensor<float>(1);
@@ -323,9 +340,9 @@ static void test_alpha(void) {
     for (int i = 0; i < COUNT * COUNT; i++) {
         float a = bits_float(bits[i / COUNT]), b = bits_float(bits[i % COUNT]), got;
         int a_bad = !isfinite(a), b_bad = !isfinite(b), flag;
-        double product = (double)a * (double)b;         // half of 2^-149 and half a step above FLT_MAX:
-        int range = !a_bad && !b_bad && (product >= 0x1.ffffffp127 || (product > 0 && product <= 0x1p-150));
-        int want = a_bad ? 11 : b_bad ? 21 : range ? 11 : 0;
+        double product = (double)a * (double)b;     // FP32 rounds these to infinity and to 0:
+        int lost = product >= 0x1.ffffffp127 || (product > 0.0 && product <= 0x1p-150);
+        int want = a_bad ? 11 : b_bad ? 21 : lost ? 11 : 0;
         cudaCheck(cudaMemcpy(amax_a, &a, sizeof(float), cudaMemcpyHostToDevice));
         cudaCheck(cudaMemcpy(amax_b, &b, sizeof(float), cudaMemcpyHostToDevice));
         cudaCheck(cudaMemset(nonfinite, 0, sizeof(int)));
@@ -336,7 +353,8 @@ static void test_alpha(void) {
         if (want == 0) { wrong_alpha += float_bits(got) != float_bits(nvfp4_alpha(a, b)); }
     }
     report(wrong_alpha == 0, "alpha", "%d of %d differ", wrong_alpha, COUNT * COUNT);
-    report(wrong_flag == 0, "not finite: names the operand", "%d of %d differ", wrong_flag, COUNT * COUNT);
+    report(wrong_flag == 0, "not finite: names operand", "%d of %d differ", wrong_flag,
+           COUNT * COUNT);
 
     float infinite = bits_float(FLOAT_INFINITY_BITS);
     int flag;
@@ -356,16 +374,18 @@ int main(void) {
     test_golden();
 
     // the smallest; partial tiles in one or both directions; whole tiles; GPT-2 XL; large
-    static const int shapes[][2] = { { 16, 16 }, { 16, 48 }, { 48, 80 }, { 80, 144 }, { 208, 176 }, { 128, 128 },
-                                     { 64, 1600 }, { 1600, 64 }, { 272, 1040 }, { 1024, 768 }, { 4096, 3072 } };
+    static const int shapes[][2] = { { 16, 16 }, { 16, 48 }, { 48, 80 }, { 80, 144 }, { 208, 176 },
+                                     { 128, 128 }, { 64, 1600 }, { 1600, 64 }, { 272, 1040 },
+                                     { 1024, 768 }, { 4096, 3072 } };
     for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {
         int rows = shapes[s][0], cols = shapes[s][1];
         size_t n = (size_t)rows * cols;
         float* x = (float*)malloc(n * sizeof(float));
-        int contents = n > 1000000 ? LOGNORMAL + 1 : NUM_CONTENTS;      // large: for indices, not for values
+        int contents = n > 1000000 ? LOGNORMAL + 1 : NUM_CONTENTS;  // large: for indices, not values
         for (int content = 0; content < contents; content++) {
-            fill(x, n, content, (uint32_t)(s * NUM_CONTENTS + content));
-            test_activation(x, rows, cols, content_names[content], (uint32_t)(s * NUM_CONTENTS + content));
+            uint32_t stream = (uint32_t)(s * NUM_CONTENTS + (size_t)content);
+            fill(x, n, content, stream);
+            test_activation(x, rows, cols, content_names[content], stream);
             test_weight(x, rows, cols, content_names[content]);
         }
         free(x);

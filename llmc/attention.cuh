@@ -5,10 +5,10 @@ Causal self-attention, forward and backward. For each of B*NH heads, with Q, K, 
     P = softmax of each row of S, over the keys up to the query
     O = P V
 
-S and P are (T,T): at T = 1024 each is sixteen times as large as Q, and moving them to memory and back
-takes longer than computing them. Flash attention (Dao et al., arXiv 2205.14135 and 2307.08691) never
-stores them. A block of threads owns some queries and streams the keys and values through shared
-memory, one tile at a time:
+S and P are (T,T): at T = 1024 each is sixteen times as large as Q, and moving them to memory and
+back takes longer than computing them. Flash attention (Dao et al., arXiv 2205.14135 and 2307.08691)
+never stores them. A block of threads owns some queries and streams the keys and values through
+shared memory, one tile at a time:
 
                      keys ->    tile 0   tile 1   tile 2
     queries that    +---------+--------+--------+ .  .
@@ -28,19 +28,19 @@ Backward, with delta = rowsum(dO * O), the part of softmax's derivative that all
 
     dV = P^T dO,   dP = dO V^T,   dS = P (dP - delta),   dQ = scale dS K,   dK = scale dS^T Q
 
-dQ sums over keys, dK and dV over queries. One kernel owns queries and streams keys, another owns keys
-and streams queries; the owner keeps the sum in registers and stores it once. Both compute S and dP,
-which makes 7 matrix products. A single kernel would need 5, but its blocks would have to add to dQ
-with atomics, in an order that changes from run to run. Here every sum has one order: two runs give
-the same bits.
+dQ sums over keys, dK and dV over queries. One kernel owns queries and streams keys, another owns
+keys and streams queries; the owner keeps the sum in registers and stores it once. Both compute S
+and dP, which makes 7 matrix products. A single kernel would need 5, but its blocks would have to
+add to dQ with atomics, in an order that changes from run to run. Here every sum has one order: two
+runs give the same bits.
 
 Where BF16 tensors are rounded (S, P, dP, m, l, lse, delta and all sums are FP32):
 
     forward     exp(s - m) before it multiplies V, but not in the sum l;  O / l when stored
     backward    P before it multiplies dO;  dS before it multiplies K or Q;  dQ, dK, dV when stored
 
-m is the maximum so far; in the CPU program (layers_cpu.h) it is the final one. That scales a term by
-another factor before its rounding, so the two differ by no more than one BF16 rounding per term.
+m is the maximum so far; in the CPU program (layers_cpu.h) it is the final one. That scales a term
+by another factor before its rounding, so the two differ by no more than one BF16 rounding per term.
 
 BF16 tensors use the tensor cores (sm_80 or newer), at head sizes 16, 32, 64, 80, 96 and 128. Float
 tensors use plain arithmetic, a warp for each row, at all multiples of 16 up to 128.
@@ -54,8 +54,8 @@ tensors use plain arithmetic, a warp for each row, at all multiples of 16 up to 
 // ---------------------------------------------------------------------------------------------
 // The instructions that C does not have
 
-// Four 8x8 matrices of BF16 from shared memory. Lane 8i+r gives the address of row r of matrix i, 16
-// bytes. Lane l receives elements 2(l%4) and 2(l%4)+1 of row l/4 of matrix i in to[i].
+// Four 8x8 matrices of BF16 from shared memory. Lane 8i+r gives the address of row r of matrix i,
+// 16 bytes. Lane l receives elements 2(l%4) and 2(l%4)+1 of row l/4 of matrix i in to[i].
 __device__ static inline void matrices_load(uint32_t to[4], const __nv_bfloat16* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
@@ -70,15 +70,16 @@ __device__ static inline void matrices_load_transposed(uint32_t to[4], const __n
 }
 
 // The tensor cores: c (16,8) += a (16,16) @ b (16,8), spread over a warp as drawn below.
-__device__ static inline void multiply_add(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
+__device__ static inline void multiply_add(float c[4], const uint32_t a[4], uint32_t b0,
+                                           uint32_t b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Copies 16 or 4 bytes from global to shared memory in the background. If not `inside`, reads nothing
-// and writes zeros. copy_async_wait waits for all copies that this thread has begun.
+// Copies 16 or 4 bytes from global to shared memory in the background. If not `inside`, reads
+// nothing and writes zeros. copy_async_wait waits for all copies that this thread has begun.
 __device__ static inline void copy_async_16(void* to, const void* from, int inside) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :: "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from), "r"(inside ? 16 : 0)
@@ -118,8 +119,8 @@ __device__ static inline uint32_t bf16_pair(float first, float second) {
 //
 //   left operand a   uint32_t a[4]: a[i] is quarter i; lane l has row l/4, columns 2(l%4), 2(l%4)+1
 //   right operand b  uint32_t b[4]: b[i] is quarter i; lane l has column l/4, rows 2(l%4), 2(l%4)+1
-//   sum c            float c[2][4]: c[0] is quarters 0 and 1, c[1] quarters 2 and 3, two elements of
-//                    each; the lanes as in a left operand
+//   sum c            float c[2][4]: c[0] is quarters 0 and 1, c[1] is 2 and 3, 2 elements of each;
+//                    the lanes as in a left operand
 //
 //   left, sum:  columns  01 23 45 67               right:  rows 01   lanes  0  4  8 12 16 20 24 28
 //       row 0   lanes     0  1  2  3                            23          1  5  9 13 17 21 25 29
@@ -144,13 +145,15 @@ __host__ __device__ static constexpr int attention_owned(int HS) {      // rows 
 #define FORWARD_TILE 64
 __host__ __device__ static constexpr int backward_tile(int HS) { return HS <= 96 ? 64 : 32; }
 
-// Distance between rows in shared memory, in elements: an odd multiple of 16 bytes, so that the 8 rows
-// of a matrix that is loaded lie in different banks.
+// Distance between rows in shared memory, in elements: an odd multiple of 16 bytes, so that the 8
+// rows of a matrix that is loaded lie in different banks.
 __host__ __device__ static constexpr int attention_pitch(int HS) { return HS + 8; }
 
 // Row and column of element e of part n of a sum: c[n][e].
 __device__ static inline int sum_row(int e) { return threadIdx.x % 32 / 4 + e / 2 * 8; }
-__device__ static inline int sum_column(int n, int e) { return 8 * n + threadIdx.x % 4 * 2 + e % 2; }
+__device__ static inline int sum_column(int n, int e) {
+    return 8 * n + threadIdx.x % 4 * 2 + e % 2;
+}
 
 // The fragment whose first row and column are at `from`, in shared memory: as a left operand, as a
 // right operand, and as a right operand after transposing it, as K is in Q K^T.
@@ -185,8 +188,8 @@ __device__ static inline void product_add(float c[2][4], const uint32_t a[4], co
 // ---------------------------------------------------------------------------------------------
 // What the three BF16 kernels share
 
-// Begins to copy `rows` rows of a head, from row `first` on, to shared memory: tile (rows,pitch). Rows
-// from T on become zero. from (T,HS), its rows `stride` elements apart.
+// Begins to copy `rows` rows of a head, from row `first` on, to shared memory: tile (rows,pitch).
+// Rows from T on become zero. from (T,HS), its rows `stride` elements apart.
 template <int HS>
 __device__ static inline void tile_copy(__nv_bfloat16* tile, const __nv_bfloat16* from, int stride,
                                         int first, int rows, int T) {
@@ -201,16 +204,17 @@ __device__ static inline void tile_copy(__nv_bfloat16* tile, const __nv_bfloat16
 
 // The same for two tensors used together, K and V or Q and dO: pair (2,rows,pitch).
 template <int HS>
-__device__ static inline void pair_copy(__nv_bfloat16* pair, const __nv_bfloat16* one, int one_stride,
-                                        const __nv_bfloat16* two, int two_stride, int first, int rows,
-                                        int T) {
+__device__ static inline void pair_copy(__nv_bfloat16* pair, const __nv_bfloat16* one,
+                                        int one_stride, const __nv_bfloat16* two, int two_stride,
+                                        int first, int rows, int T) {
     tile_copy<HS>(pair, one, one_stride, first, rows, T);
     tile_copy<HS>(pair + rows * attention_pitch(HS), two, two_stride, first, rows, T);
 }
 
-// Rounds and stores the sums of 16 rows, from row `first` on, times a factor: factor[0] for the rows
-// with sum_row below 8, factor[1] for the others. They pass through `scratch` (16,pitch), shared memory
-// that only this warp uses, to leave in pieces of 16 bytes. to (T,HS), its rows `stride` apart.
+// Rounds and stores the sums of 16 rows, from row `first` on, times a factor: factor[0] for the
+// rows with sum_row below 8, factor[1] for the others. They pass through `scratch` (16,pitch),
+// shared memory that only this warp uses, to leave in pieces of 16 bytes. to (T,HS), its rows
+// `stride` apart.
 template <int HS>
 __device__ static inline void rows_store(__nv_bfloat16* to, int stride, int first, int T,
                                          float c[HS / 8][4], const float factor[2],
@@ -232,9 +236,10 @@ __device__ static inline void rows_store(__nv_bfloat16* to, int stride, int firs
     }
 }
 
-// The grid is (heads of a group, blocks of rows, groups of heads). Blocks start in this order: those of
-// one group run together and find its K and V in the L2 cache, and in a group the heaviest, which the
-// kernels give the lowest blockIdx.y, start first. In the last group some blocks may have no head.
+// The grid is (heads of a group, blocks of rows, groups of heads). Blocks start in this order:
+// those of one group run together and find its K and V in the L2 cache, and in a group the
+// heaviest, which the kernels give the lowest blockIdx.y, start first. In the last group some
+// blocks may have no head.
 #define HEADS_OF_A_GROUP 32
 
 static inline dim3 attention_grid(int heads, int T, int owned) {
@@ -247,10 +252,10 @@ __device__ static inline int attention_head(void) { return blockIdx.z * gridDim.
 // ---------------------------------------------------------------------------------------------
 // Forward
 
-// Online softmax for 16 rows. s (16,FORWARD_TILE) comes with q k, -infinity where masked, and leaves
-// with exp(scale (q k - row_max)). row_max is the maximum of q k so far; row_sum and o belong to it and
-// are corrected when it grows. The 4 lanes that share a row have the same row_max, but each only its
-// own part of row_sum. scale_log2 = scale log2(e).
+// Online softmax for 16 rows. s (16,FORWARD_TILE) comes with q k, -infinity where masked, and
+// leaves with exp(scale (q k - row_max)). row_max is the maximum of q k so far; row_sum and o
+// belong to it and are corrected when it grows. The 4 lanes that share a row have the same row_max,
+// but each only its own part of row_sum. scale_log2 = scale log2(e).
 template <int HS>
 __device__ static inline void softmax_online(float s[FORWARD_TILE / 8][4], float o[HS / 8][4],
                                              float row_max[2], float row_sum[2], float scale_log2) {
@@ -296,8 +301,8 @@ __device__ static inline void forward_store(__nv_bfloat16* out, float* lse, int 
     rows_store<HS>(out, stride, first, T, o, factor, scratch);
 }
 
-// A block owns attention_owned(HS) queries and streams the keys up to the diagonal: tiles of K and V.
-// Registers hold Q, O and the softmax statistics of the 16 or 32 queries of a warp.
+// A block owns attention_owned(HS) queries and streams the keys up to the diagonal: tiles of K and
+// V. Registers hold Q, O and the softmax statistics of the 16 or 32 queries of a warp.
 template <int HS>
 __global__ static void __launch_bounds__(ATTENTION_THREADS, 2)
 attention_forward_kernel(__nv_bfloat16* out /* (B,T,NH,HS) */, float* lse /* (B,NH,T) */,
@@ -311,7 +316,7 @@ attention_forward_kernel(__nv_bfloat16* out /* (B,T,NH,HS) */, float* lse /* (B,
     const __nv_bfloat16* q = qkv + (size_t)(head / NH) * T * stride + head % NH * HS;
     const __nv_bfloat16* k = q + out_stride;
     const __nv_bfloat16* v = k + out_stride;
-    int block_first = (int)(gridDim.y - 1 - blockIdx.y) * OWNED;    // the last queries see most keys
+    int block_first = (int)(gridDim.y - 1 - blockIdx.y) * OWNED;    // the last queries see most
     int own_row = threadIdx.x / 32 * 16 * BANDS;
     int first = block_first + own_row, last = first + 16 * BANDS - 1;       // queries of this warp
     int keys = min(block_first + OWNED, T);
@@ -385,11 +390,11 @@ attention_forward_kernel(__nv_bfloat16* out /* (B,T,NH,HS) */, float* lse /* (B,
 // ---------------------------------------------------------------------------------------------
 // Backward
 
-// delta (B,NH,T) = rowsum(dout * out), dout and out (B,T,NH,HS). 8 lanes share a row: at HS 64 in BF16
-// each of them takes 16 bytes.
+// delta (B,NH,T) = rowsum(dout * out), dout and out (B,T,NH,HS). 8 lanes share a row: at HS 64 in
+// BF16 each of them takes 16 bytes.
 template <typename Real>
-__global__ static void attention_delta_kernel(float* delta, const Real* dout, const Real* out, int B,
-                                              int T, int NH, int HS) {
+__global__ static void attention_delta_kernel(float* delta, const Real* dout, const Real* out,
+                                              int B, int T, int NH, int HS) {
     size_t row = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 8;       // (b, t, h)
     int inside = row < (size_t)B * T * NH;
     float sum = 0.0f;
@@ -406,8 +411,8 @@ __global__ static void attention_delta_kernel(float* delta, const Real* dout, co
     }
 }
 
-// The rest is the same in the dQ kernel and, transposed, in the dK, dV kernel. x and dx are the owned
-// rows of a warp, in registers; y and dy are 16 streamed rows:
+// The rest is the same in the dQ kernel and, transposed, in the dK, dV kernel. x and dx are the
+// owned rows of a warp, in registers; y and dy are 16 streamed rows:
 //
 //                  x   dx   y   dy    rows of s   columns of s
 //     dQ           Q   dO   K   V     queries     keys
@@ -449,8 +454,9 @@ __device__ static inline void scores_compute(float s[][2][4], float dp[][2][4],
     }
 }
 
-// Sets s to -infinity where the key comes after the query: where row - column, times `sign`, is above
-// 0. `distance` is that of the first row and column; sign is 1 if rows are keys, -1 if columns are.
+// Sets s to -infinity where the key comes after the query: where row - column, times `sign`, is
+// above 0. `distance` is that of the first row and column; sign is 1 if rows are keys, -1 if
+// columns are.
 template <int HS>
 __device__ static inline void scores_mask(float s[][2][4], int distance, int sign) {
     #pragma unroll
@@ -461,23 +467,23 @@ __device__ static inline void scores_mask(float s[][2][4], int distance, int sig
 }
 
 // One element: from s to P = exp(scale s - lse), from dp to dS. offset = log2(e) lse.
-__device__ static inline void scores_to_gradient(float* s, float* dp, float scale_log2, float offset,
-                                                 float delta) {
+__device__ static inline void scores_to_gradient(float* s, float* dp, float scale_log2,
+                                                 float offset, float delta) {
     *s = exp2_fast(fmaf(*s, scale_log2, -offset));
     *dp = *s * (*dp - delta);
 }
 
-// Begins to copy lse and delta of `tile` queries, from query `first` on, to statistics (2,tile): each of
-// the first 2 tile threads copies one number from its source, which is lse (T) or delta (T) of the
-// head. Zeros from T on: there Q and dO are zero as well, and so is all that these rows add.
+// Begins to copy lse and delta of `tile` queries, from query `first` on, to statistics (2,tile):
+// each of the first 2 tile threads copies one number from its source, which is lse (T) or delta (T)
+// of the head. Zeros from T on: there Q and dO are zero as well, and so is all that these rows add.
 __device__ static inline void statistics_copy(float* statistics, const float* source, int first,
                                               int tile, int T) {
     int i = threadIdx.x, query = first + i % tile;
     if (i < 2 * tile) { copy_async_4(statistics + i, source + query, query < T); }
 }
 
-// A block owns attention_owned(HS) keys and streams the queries from the diagonal on: tiles of Q and dO
-// with their lse and delta. Registers hold K, V, dK and dV of the 16 or 32 keys of a warp.
+// A block owns attention_owned(HS) keys and streams the queries from the diagonal on: tiles of Q
+// and dO with their lse and delta. Registers hold K, V, dK and dV of the 16 or 32 keys of a warp.
 template <int HS>
 __global__ static void __launch_bounds__(ATTENTION_THREADS, 2)
 attention_backward_dkv_kernel(__nv_bfloat16* dqkv /* (B,T,3,NH,HS) */,
@@ -499,9 +505,9 @@ attention_backward_dkv_kernel(__nv_bfloat16* dqkv /* (B,T,3,NH,HS) */,
     int own_row = threadIdx.x / 32 * 16 * BANDS, first = block_first + own_row;     // of this warp
     __nv_bfloat16* stages = shared + 2 * OWNED * PITCH;
 
-    // block_first is a multiple of 2 TILE or of TILE, so that a tile has the same stage in all blocks
-    int stage = block_first / TILE % 2;
-    pair_copy<HS>(shared, q + out_stride, stride, q + 2 * out_stride, stride, block_first, OWNED, T);
+    int stage = block_first / TILE % 2;                 // of a tile: its number is even or odd
+    pair_copy<HS>(shared, q + out_stride, stride, q + 2 * out_stride, stride, block_first, OWNED,
+                  T);
     pair_copy<HS>(stages + stage * STAGE, q, stride, dout, out_stride, block_first, TILE, T);
     statistics_copy(statistics[stage][0], source, block_first, TILE, T);
     copy_async_wait();
@@ -518,7 +524,8 @@ attention_backward_dkv_kernel(__nv_bfloat16* dqkv /* (B,T,3,NH,HS) */,
             copy_async_wait();
             __syncthreads();
             if (next < T) {
-                pair_copy<HS>(stages + (1 - stage) * STAGE, q, stride, dout, out_stride, next, TILE, T);
+                pair_copy<HS>(stages + (1 - stage) * STAGE, q, stride, dout, out_stride, next, TILE,
+                              T);
                 statistics_copy(statistics[1 - stage][0], source, next, TILE, T);
             }
         }
@@ -527,7 +534,7 @@ attention_backward_dkv_kernel(__nv_bfloat16* dqkv /* (B,T,3,NH,HS) */,
         const __nv_bfloat16* dout_rows = q_rows + TILE * PITCH;
         float p[BANDS][2][4], ds[BANDS][2][4];
         scores_compute<HS>(p, ds, k_own, v_own, q_rows, dout_rows);
-        if (first_query < first + 16 * BANDS - 1) { scores_mask<HS>(p, first - (first_query), 1); }
+        if (first_query < first + 16 * BANDS - 1) { scores_mask<HS>(p, first - first_query, 1); }
         float offset[2][2], delta_own[2][2];        // of the queries of this lane
         for (int i = 0; i < 4; i++) {
             int query = r + sum_column(i / 2, i);
@@ -566,8 +573,8 @@ attention_backward_dkv_kernel(__nv_bfloat16* dqkv /* (B,T,3,NH,HS) */,
     }
 }
 
-// A block owns attention_owned(HS) queries and streams the keys up to the diagonal: tiles of K and V.
-// Registers hold Q, dO, lse, delta and dQ of the 16 or 32 queries of a warp.
+// A block owns attention_owned(HS) queries and streams the keys up to the diagonal: tiles of K and
+// V. Registers hold Q, dO, lse, delta and dQ of the 16 or 32 queries of a warp.
 template <int HS>
 __global__ static void __launch_bounds__(ATTENTION_THREADS, 2)
 attention_backward_dq_kernel(__nv_bfloat16* dqkv /* (B,T,3,NH,HS) */,
@@ -585,7 +592,7 @@ attention_backward_dq_kernel(__nv_bfloat16* dqkv /* (B,T,3,NH,HS) */,
     const __nv_bfloat16* k = q + out_stride;
     const __nv_bfloat16* v = k + out_stride;
     dout += (size_t)(head / NH) * T * out_stride + head % NH * HS;
-    int block_first = (int)(gridDim.y - 1 - blockIdx.y) * OWNED;    // the last queries see most keys
+    int block_first = (int)(gridDim.y - 1 - blockIdx.y) * OWNED;    // the last queries see most
     int own_row = threadIdx.x / 32 * 16 * BANDS;
     int first = block_first + own_row, last = first + 16 * BANDS - 1;       // queries of this warp
     int keys = min(block_first + OWNED, T);
@@ -620,7 +627,7 @@ attention_backward_dq_kernel(__nv_bfloat16* dqkv /* (B,T,3,NH,HS) */,
         const __nv_bfloat16* k_rows = stages + stage * STAGE + r * PITCH;
         float p[BANDS][2][4], ds[BANDS][2][4];
         scores_compute<HS>(p, ds, q_own, dout_own, k_rows, k_rows + TILE * PITCH);
-        if (first_key + 15 > first) { scores_mask<HS>(p, first - (first_key), -1); }
+        if (first_key + 15 > first) { scores_mask<HS>(p, first - first_key, -1); }
         uint32_t ds_left[BANDS][4];
         #pragma unroll
         for (int m = 0; m < BANDS; m++) {
@@ -647,7 +654,7 @@ attention_backward_dq_kernel(__nv_bfloat16* dqkv /* (B,T,3,NH,HS) */,
 }
 
 // ---------------------------------------------------------------------------------------------
-// float: plain arithmetic. A warp owns a row; lane l holds its elements l, l+32, l+64, l+96
+// float: plain arithmetic. A warp owns a row of HS elements; lane l holds elements l, l+32, l+64, l+96
 
 __device__ static inline void row_load(float x[4], const float* row, int HS) {
     for (int j = 0; j < 4; j++) {
@@ -663,12 +670,14 @@ __device__ static inline void row_store(float* row, const float x[4], float fact
     }
 }
 
+// The product of the owned row x with another, known to all lanes.
 __device__ static inline float row_dot(const float x[4], const float* row, int HS) {
     float y[4];
     row_load(y, row, HS);
     return warp_sum(x[0] * y[0] + x[1] * y[1] + x[2] * y[2] + x[3] * y[3]);
 }
 
+// sum += factor * row
 __device__ static inline void row_add(float sum[4], float factor, const float* row, int HS) {
     float y[4];
     row_load(y, row, HS);
@@ -682,7 +691,9 @@ __device__ static inline size_t owned_row(void) {
     return (size_t)blockIdx.x * ROWS_OF_A_BLOCK + threadIdx.x / 32;
 }
 
-__global__ static void attention_forward_float_kernel(float* out, float* lse, const float* qkv, int B,
+__global__ static void attention_forward_float_kernel(float* out /* (B,T,NH,HS) */,
+                                                      float* lse /* (B,NH,T) */,
+                                                      const float* qkv /* (B,T,3,NH,HS) */, int B,
                                                       int T, int NH, int HS, float scale) {
     size_t row = owned_row(), C = (size_t)NH * HS, stride = 3 * C;
     if (row >= (size_t)B * T * NH) { return; }
@@ -702,12 +713,14 @@ __global__ static void attention_forward_float_kernel(float* out, float* lse, co
     if (threadIdx.x % 32 == 0) { lse[(b * NH + h) * T + t] = largest + logf(sum); }
 }
 
-// Row t is a query, with dQ summed over the keys up to t, and then a key, with dK and dV summed over the
-// queries from t on.
-__global__ static void attention_backward_float_kernel(float* dqkv, const float* dout,
-                                                       const float* qkv, const float* lse,
-                                                       const float* delta, int B, int T, int NH,
-                                                       int HS, float scale) {
+// Row t is a query, with dQ summed over the keys up to t, and then a key, with dK and dV summed
+// over the queries from t on.
+__global__ static void attention_backward_float_kernel(float* dqkv /* (B,T,3,NH,HS) */,
+                                                       const float* dout /* (B,T,NH,HS) */,
+                                                       const float* qkv /* (B,T,3,NH,HS) */,
+                                                       const float* lse /* (B,NH,T) */,
+                                                       const float* delta /* (B,NH,T) */, int B,
+                                                       int T, int NH, int HS, float scale) {
     size_t row = owned_row(), C = (size_t)NH * HS, stride = 3 * C;
     if (row >= (size_t)B * T * NH) { return; }
     size_t h = row % NH, t = row / NH % T, b = row / NH / T;
@@ -757,7 +770,7 @@ __global__ static void attention_backward_float_kernel(float* dqkv, const float*
 
 static inline void attention_check(int B, int T, int NH, int HS) {
     check(B >= 1 && T >= 1 && NH >= 1, "attention with B = %d, T = %d, NH = %d", B, T, NH);
-    check(HS % 16 == 0 && HS >= 16 && HS <= 128, "head size %d is not a multiple of 16 up to 128", HS);
+    check(HS % 16 == 0 && HS >= 16 && HS <= 128, "head size %d is no multiple of 16 up to 128", HS);
 }
 
 // Shared memory of a block beyond 48 KiB has to be asked for, kernel by kernel.
@@ -765,9 +778,10 @@ static inline void attention_shared_memory(const void* kernel, size_t bytes) {
     int device, limit;
     cudaCheck(cudaGetDevice(&device));
     cudaCheck(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    check(bytes <= (size_t)limit, "attention needs %zu bytes of shared memory in a block, this GPU has "
-          "%d", bytes, limit);
-    cudaCheck(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    check(bytes <= (size_t)limit, "attention needs %zu bytes of shared memory for a block, "
+          "this GPU has %d", bytes, limit);
+    cudaCheck(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   (int)bytes));
 }
 
 template <int HS>
@@ -782,9 +796,10 @@ static inline void attention_forward_bf16(__nv_bfloat16* out, float* lse, const 
     cudaCheck(cudaGetLastError());
 }
 
-// out (B,T,NH,HS) and lse (B,NH,T), the logarithm of the sum of exp(scale q k), from qkv (B,T,3,NH,HS)
-static inline void attention_forward(__nv_bfloat16* out, float* lse, const __nv_bfloat16* qkv, int B,
-                                     int T, int NH, int HS, cudaStream_t stream) {
+// out (B,T,NH,HS) and lse (B,NH,T), the logarithm of the sum of exp(scale q k), from qkv
+// (B,T,3,NH,HS)
+static inline void attention_forward(__nv_bfloat16* out, float* lse, const __nv_bfloat16* qkv,
+                                     int B, int T, int NH, int HS, cudaStream_t stream) {
     attention_check(B, T, NH, HS);
     ATTENTION_FOR_HEAD_SIZE(HS, attention_forward_bf16, out, lse, qkv, B, T, NH, stream);
 }
@@ -825,8 +840,8 @@ static inline void attention_backward_bf16(__nv_bfloat16* dqkv, const __nv_bfloa
     cudaCheck(cudaGetLastError());
 }
 
-// dqkv (B,T,3,NH,HS) from dout (B,T,NH,HS), and from qkv, out and lse of forward. Every element of dqkv
-// is assigned. delta (B,NH,T) is scratch.
+// dqkv (B,T,3,NH,HS) from dout (B,T,NH,HS), and from qkv, out and lse of forward. Every element of
+// dqkv is assigned. delta (B,NH,T) is scratch.
 static inline void attention_backward(__nv_bfloat16* dqkv, const __nv_bfloat16* dout,
                                       const __nv_bfloat16* qkv, const __nv_bfloat16* out,
                                       const float* lse, float* delta, int B, int T, int NH, int HS,
@@ -838,8 +853,8 @@ static inline void attention_backward(__nv_bfloat16* dqkv, const __nv_bfloat16* 
 }
 
 static inline void attention_backward(float* dqkv, const float* dout, const float* qkv,
-                                      const float* out, const float* lse, float* delta, int B, int T,
-                                      int NH, int HS, cudaStream_t stream) {
+                                      const float* out, const float* lse, float* delta, int B,
+                                      int T, int NH, int HS, cudaStream_t stream) {
     attention_check(B, T, NH, HS);
     attention_delta(delta, dout, out, B, T, NH, HS, stream);
     unsigned blocks = (unsigned)CEIL_DIV((size_t)B * T * NH, ROWS_OF_A_BLOCK);

@@ -79,8 +79,7 @@ static inline void gemm_plain_free(GemmPlain* g) {
 static inline int gemm_same_plan(const GemmArgs* a, const GemmArgs* b) {
     return a->M == b->M && a->N == b->N && a->K == b->K && a->A_is_KM == b->A_is_KM &&
            a->B_is_KN == b->B_is_KN && a->type == b->type && a->type_D == b->type_D &&
-           a->accumulate == b->accumulate && (a->bias == NULL) == (b->bias == NULL) &&
-           (a->alpha == NULL) == (b->alpha == NULL);
+           (a->bias == NULL) == (b->bias == NULL) && (a->alpha == NULL) == (b->alpha == NULL);
 }
 
 static inline void gemm_set_int(cublasLtMatmulDesc_t operation,

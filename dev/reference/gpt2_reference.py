@@ -1,9 +1,10 @@
 """
 GPT-2 in plain PyTorch: the outsider that our C and CUDA programs are compared with.
 
-This file holds the model and its two files: the model file, which is llm.c's and ours, and the state
-file, which holds what a correct program computes from that model (README.md draws its bytes). It is
-written from the architecture, not from our C program, so that the two do not share their mistakes.
+This file holds the model and its two files: the model file, which is llm.c's and ours, and the
+state file, which holds what a correct program computes from that model (README.md draws its
+bytes). It is written from the architecture, not from our C program, so that the two do not share
+their mistakes.
 
 Runs with PyTorch 1.13 (Debian 12's python3-torch) and later, on CPU and GPU.
 """
@@ -23,8 +24,8 @@ HEADER_INTS = 256
 
 FAMILY = {6: (384, 6), 12: (768, 12), 24: (1024, 16), 36: (1280, 20), 48: (1600, 25)}   # L: C, NH
 
-# The 16 parameter tensors in file order, and where the module below keeps them. A name with {} exists
-# once per layer; the file holds all layers of one tensor together.
+# The 16 parameter tensors in file order, and where the module below keeps them. A name with {}
+# exists once per layer; the file holds all layers of one tensor together.
 TENSORS = [
     ("wte", "wte"), ("wpe", "wpe"),
     ("ln1w", "blocks.{}.ln1.weight"), ("ln1b", "blocks.{}.ln1.bias"),
@@ -52,7 +53,7 @@ class Config:
 
 
 def config_from_string(text, T):
-    """"tiny", "d12", or "layers=4,channels=128,heads=4,vocab=257"; context is 1024 for dN, else T."""
+    """"tiny", "d12", or "layers=4,channels=128,heads=4,vocab=257"; context 1024 for dN, else T."""
     if text == "tiny":
         text = "layers=2,channels=32,heads=2,vocab=96"
     sizes = {"context": T}
@@ -61,7 +62,8 @@ def config_from_string(text, T):
         setting = re.fullmatch(r"(layers|channels|heads|vocab|context)=(\d+)", part)
         if preset and int(preset[1]) in FAMILY:
             L = int(preset[1])
-            sizes.update(layers=L, channels=FAMILY[L][0], heads=FAMILY[L][1], vocab=50257, context=1024)
+            C, NH = FAMILY[L]
+            sizes.update(layers=L, channels=C, heads=NH, vocab=50257, context=1024)
         elif setting:
             sizes[setting[1]] = int(setting[2])
         else:
@@ -91,7 +93,8 @@ class Block(nn.Module):
         """(B,T,C) -> (B,T,C): softmax(q k^T / sqrt(HS)) v over the present and the past."""
         B, T, C = x.shape
         HS = C // self.NH
-        q, k, v = self.qkv(x).view(B, T, 3, self.NH, HS).permute(2, 0, 3, 1, 4)     # (B,NH,T,HS) each
+        # (B,NH,T,HS) each
+        q, k, v = self.qkv(x).view(B, T, 3, self.NH, HS).permute(2, 0, 3, 1, 4)
         if self.flash:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
@@ -134,10 +137,10 @@ class GPT2(nn.Module):
     @torch.no_grad()
     def randomize(self, seed):
         """
-        GPT-2's initialization, but nothing is left at 0 or 1: a bias or a LayerNorm weight that stays
-        there would hide a program that forgets it. The standard deviation 0.02 belongs to C = 768; at
-        other widths it is scaled so that activations keep their size, else a narrow model has logits
-        and attention scores near 0 and tests neither.
+        GPT-2's initialization, but nothing is left at 0 or 1: a bias or a LayerNorm weight that
+        stays there would hide a program that forgets it. The standard deviation 0.02 is that of
+        768 channels; at other widths it is scaled so that activations keep their size, else a
+        narrow model has logits and attention scores near 0 and tests neither.
         """
         generator = torch.Generator().manual_seed(seed)
         std = 0.02 * (768 / self.config.C) ** 0.5
@@ -164,7 +167,7 @@ def adamw(model, lr, betas, eps, weight_decay, **options):
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, **options)
 
 
-# ---------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------
 # Files: 256 int32, then raw data, little-endian.
 
 def header_write(file, *values):
@@ -181,7 +184,7 @@ def header_read(file, path, magic):
 
 
 def values_read(file, path, shape, kind="<f4"):
-    """The next prod(shape) values as a float32 tensor; "<i2" stands for BF16, "<i4" for integers."""
+    """The next prod(shape) values as a tensor; kind "<i2" means BF16, "<i4" integers."""
     count = int(np.prod(shape))
     values = np.fromfile(file, kind, count)
     if len(values) < count:

@@ -1,7 +1,7 @@
 """
-Writes PREFIX_model.bin, a GPT-2 with random weights, and PREFIX_state.bin, what PyTorch computes from
-it on one random batch: logits, loss, every gradient, and the losses and gradient norms of a few AdamW
-steps. README.md draws the files and holds the command that made the stored ones.
+Writes PREFIX_model.bin, a GPT-2 with random weights, and PREFIX_state.bin, what PyTorch computes
+from it on one random batch: logits, loss, every gradient, and the losses and gradient norms of a
+few AdamW steps. README.md draws the files and holds the command that made the stored ones.
 
     python3 make_reference.py -model tiny -B 2 -T 32 -o tiny
 """
@@ -25,7 +25,7 @@ def reference(model, tokens, targets, lr, steps):
     logits, loss = model(tokens, targets)
     loss.backward()
     state = State(tokens.cpu(), targets.cpu(), logits.detach().cpu(), loss.item(),
-                  [torch.stack([p.grad.cpu() for p in parameters]) for _, parameters in model.tensors()],
+                  [torch.stack([p.grad.cpu() for p in layers]) for _, layers in model.tensors()],
                   (lr, *BETAS, EPS, WEIGHT_DECAY, LARGEST_NORM), [], [])
     optimizer = adamw(model, lr, BETAS, EPS, WEIGHT_DECAY)
     for _ in range(steps):

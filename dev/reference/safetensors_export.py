@@ -4,9 +4,10 @@ safetensors file and config.json.
 
     python3 safetensors_export.py log/model_00001000.bin FOLDER
 
-A safetensors file is 8 bytes with the length of a JSON text, that text (name, type, shape and place of
-each tensor), and the data. Two things differ from our layout: Hugging Face keeps the weight of a linear
-layer as (input channels, output channels), the transpose of ours, and wte without padding rows.
+A safetensors file is 8 bytes with the length of a JSON text, that text (name, type, shape and
+place of each tensor), and the data. Two things differ from our layout: Hugging Face keeps the
+weight of a linear layer as (input channels, output channels), the transpose of ours, and wte
+without padding rows.
 """
 import json
 import os

@@ -67,7 +67,7 @@ def main():
     speeds = []
     for step in range(args.warmup + args.steps):
         start = time.perf_counter()
-        loss = train_step(trained, optimizer, batches, autocast).item()     # item() waits for the device
+        loss = train_step(trained, optimizer, batches, autocast).item()     # waits for the device
         seconds = time.perf_counter() - start
         speed = args.accumulate * args.B * args.T / seconds
         print(f"step {step:3d}  loss {loss:.4f}  {1000 * seconds:9.2f} ms  {speed:10.0f} tokens/s")

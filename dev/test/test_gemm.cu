@@ -8,9 +8,10 @@ bounded    real operands, against a sum in double: |error| <= K * 2^-24 * sum |a
            of the stored result.
 run twice  the same bits.
 
-Faults that made it fail, one at a time: TRANSA and TRANSB exchanged; the layout of a (K,N) operand made
-from (N,K); accumulate ignored; bias ignored; the plan found by a comparison without K; the scale byte of
-the next block in expand_kernel; the second operand expanded over the first.
+Faults that made it fail, one at a time: TRANSA from A's flag; the layout of a (K,N) operand made from
+(N,K); accumulate ignored; bias ignored; alpha ignored; a plan found by a comparison without K, or
+without bias; the scale byte of the next block in expand_kernel; the second operand expanded over the
+first; N taken from A.
 */
 #include "../../llmc/gemm.cuh"
 #include "device_check.cuh"
@@ -19,8 +20,9 @@ static Gemm gemm;
 
 typedef struct { int M, N, K; } GemmSize;
 
-// the smallest; no multiple of any tile; GPT-2 small and XL; the longest sum
-static const GemmSize sizes[] = { { 16, 16, 16 }, { 48, 80, 112 }, { 272, 16, 1040 },
+// the smallest; no multiples of any tile, two of them with the same D; GPT-2 small and XL; the longest
+// sum
+static const GemmSize sizes[] = { { 16, 16, 16 }, { 48, 80, 112 }, { 48, 80, 64 }, { 272, 16, 1040 },
                                   { 256, 2304, 768 }, { 128, 768, 3072 }, { 96, 4800, 1600 },
                                   { 1600, 1600, 272 }, { 64, 48, 65536 } };
 #define NUM_SIZES ((int)(sizeof(sizes) / sizeof(sizes[0])))
@@ -83,12 +85,12 @@ static void* result_to_device(const float* start, size_t n, cudaDataType_t type)
 }
 
 // ---------------------------------------------------------------------------------------------
-// The three roles
+// The three products of a linear layer, and the head's, which has no bias
 
-enum { FORWARD, DINP, DWEIGHT };
+enum { FORWARD, HEAD, DINP, DWEIGHT };
 
 template <typename Real> static void test_role(GemmSize s, int role, int integers) {
-    const char* role_names[] = { "forward", "dinp", "dweight" };
+    const char* role_names[] = { "forward", "head", "dinp", "dweight" };
     char name[80];
     snprintf(name, sizeof(name), "%s %s %s %d %d %d", real_name<Real>(), role_names[role],
              integers ? "exact" : "bounded", s.M, s.N, s.K);
@@ -119,7 +121,7 @@ template <typename Real> static void test_role(GemmSize s, int role, int integer
     args.N = s.N;
     args.K = s.K;
     args.A_is_KM = role == DWEIGHT;
-    args.B_is_KN = role != FORWARD;
+    args.B_is_KN = role == DINP || role == DWEIGHT;
     args.type = sizeof(Real) == 2 ? CUDA_R_16BF : CUDA_R_32F;
     args.type_D = role == DWEIGHT ? CUDA_R_32F : args.type;
     args.accumulate = role == DWEIGHT;

@@ -1,11 +1,11 @@
 /*
 Tests of the number headers bits.h, random.h, nvfp4.h and hadamard.h, in plain C: no GPU, no CUDA
-toolkit, no files. Every check compares with something written in another way: a table, a search over
-all codes, a formula in double, stored vectors. What the vendor's own code says about all 2^32 floats
-is in test_numbers_vendor.cpp; device against host in test_numbers_cuda.cu.
+toolkit, no files. Every check compares with something written in another way: a table, a search
+over all codes, a formula in double, stored vectors. What the vendor's own code says about all 2^32
+floats is in test_numbers_vendor.cpp; device against host in test_numbers_cuda.cu.
 
-All checks are exact, except where "statistical" and the number of draws N are printed: those allow 5
-standard errors, and the draws are fixed, so the outcome is always the same.
+All checks are exact, except where "statistical" and the number of draws N are printed: those allow
+5 standard errors, and the draws are fixed, so the outcome is always the same.
 
 "Fails with" names a fault that was planted in the header to see the check fail.
 */
@@ -122,8 +122,8 @@ static void test_decode(void) {
             compare(&e4m3, isnan(x), "byte %02x gives %g instead of NaN", byte, x);
         } else {
             double expected = byte & 0x80 ? -e4m3_value(byte & 0x7f) : e4m3_value(byte);
-            compare(&e4m3, x == expected && !signbit(x) == !(byte & 0x80), "byte %02x gives %g", byte,
-                    x);
+            compare(&e4m3, x == expected && !signbit(x) == !(byte & 0x80), "byte %02x gives %g",
+                    byte, x);
         }
     }
     for (uint32_t half = 0; half < 65536; half++) {
@@ -162,7 +162,8 @@ static void compare_nearest(Comparison* c, float a, uint8_t (*encode)(float), ui
 // 1M points spread over the format's range, 1M of any magnitude, each midpoint and each value with
 // their neighbours up to 2 units in the last place.
 static void compare_format(Comparison* c, uint8_t (*encode)(float), uint8_t sign_bit,
-                           const double* values, int count, int lowest_exponent, int highest_exponent) {
+                           const double* values, int count, int lowest_exponent,
+                           int highest_exponent) {
     int exponents = highest_exponent - lowest_exponent + 1;
     for (uint32_t n = 0; n < 1000000; n++) {
         uint32_t word = random_word(1, n);
@@ -176,11 +177,13 @@ static void compare_format(Comparison* c, uint8_t (*encode)(float), uint8_t sign
         float value = (float)values[i];
         float midpoint = i + 1 < count ? (float)((values[i] + values[i + 1]) / 2) : FLT_MAX;
         for (int ulps = -2; ulps <= 2; ulps++) {
-            float near_value = bits_float(float_bits(value) + (uint32_t)ulps);
-            float near_midpoint = bits_float(float_bits(midpoint) + (uint32_t)ulps);
-            if (near_value >= 0) { compare_nearest(c, near_value, encode, sign_bit, values, count); }
-            if (near_midpoint < INFINITY) {
-                compare_nearest(c, near_midpoint, encode, sign_bit, values, count);
+            float beside_value = bits_float(float_bits(value) + (uint32_t)ulps);
+            float beside_midpoint = bits_float(float_bits(midpoint) + (uint32_t)ulps);
+            if (beside_value >= 0) {
+                compare_nearest(c, beside_value, encode, sign_bit, values, count);
+            }
+            if (beside_midpoint < INFINITY) {
+                compare_nearest(c, beside_midpoint, encode, sign_bit, values, count);
             }
         }
     }
@@ -206,8 +209,8 @@ static void test_nearest(void) {
         compare(&special, e2m1_from_float(minus_nan) == 7, "e2m1 of -NaN");
         compare(&special, e4m3_from_float(nan) == 0x7f, "e4m3 of NaN");
         compare(&special, e4m3_from_float(minus_nan) == 0x7f, "e4m3 of -NaN");
-        compare(&special, e2m1_from_float_stochastic(nan, 128) == 7, "stochastic e2m1 of NaN");
-        compare(&special, e2m1_from_float_stochastic(minus_nan, 128) == 7, "stochastic e2m1 of -NaN");
+        compare(&special, e2m1_from_float_stochastic(nan, 128) == 7, "stochastic of NaN");
+        compare(&special, e2m1_from_float_stochastic(minus_nan, 128) == 7, "stochastic of -NaN");
         compare(&special, bf16_from_float(minus_nan) == 0x7fff, "bf16 of -NaN");
     }
     compare(&special, e2m1_from_float(INFINITY) == 7, "e2m1 of Inf");
@@ -276,14 +279,14 @@ static void test_stochastic_exact(void) {
                     int code = e2m1_from_float_stochastic(x, (uint32_t)random);
                     int opposite = e2m1_from_float_stochastic(-x, (uint32_t)random);
                     compare(&codes, code == expected && opposite == (expected ^ 8),
-                            "+-%a with byte %d gives %d, %d instead of %d", x, random, code, opposite,
-                            expected);
+                            "+-%a with byte %d gives %d, %d instead of %d", x, random, code,
+                            opposite, expected);
                     sum += e2m1_to_float((uint8_t)code);
                 }
                 if (neighbour == 0) {
                     double bias = (sum / 256 - x) / width;
-                    double expected_bias = -(step % 4) / 1024.0;    // the two digits behind the eighth
-                    compare(&expectations, bias == expected_bias, "%a is %g of a gap off", x, bias);
+                    double cut_off = (step % 4) / 1024.0;       // the two digits behind the eighth
+                    compare(&expectations, bias == -cut_off, "%a is %g of a gap off", x, bias);
                 }
             }
         }
@@ -351,14 +354,14 @@ static void test_stochastic_statistics(void) {
         }
     }
     report(worst_mean < 5, "stochastic unbiased",
-           "statistical, N = %d for each of 16 elements and 6 streams: worst mean error %.2f standard "
-           "errors", N, worst_mean);
+           "statistical, N = %d for each of 16 elements and 6 streams: worst mean error %.2f "
+           "standard errors", N, worst_mean);
     report(worst_within < 5, "stochastic elements apart",
            "statistical, N = %d for each of 120 pairs: worst correlation %.2f standard errors", N,
            worst_within);
     report(worst_across < 5, "stochastic streams apart",
-           "statistical, N = %d, other seed, tag or step: worst correlation %.2f standard errors", N,
-           worst_across);
+           "statistical, N = %d, other seed, tag or step: worst correlation %.2f standard errors",
+           N, worst_across);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -381,7 +384,8 @@ static void test_philox(void) {
         uint64_t seed = (uint64_t)known[i].key[1] << 32 | known[i].key[0];
         Philox p = philox4x32(seed, counter[0], counter[1], counter[2], counter[3]);
         for (int w = 0; w < 4; w++) {
-            compare(&c, p.word[w] == known[i].answer[w], "vector %d word %d is %08x", i, w, p.word[w]);
+            uint32_t word = p.word[w];
+            compare(&c, word == known[i].answer[w], "vector %d word %d is %08x", i, w, word);
         }
     }
     Philox expected = philox4x32(0x9ABCDEF012345678, 5, 3, 7, 11);
@@ -423,11 +427,11 @@ static void test_random_normal(void) {
         previous = x;
     }
     double root = sqrt(N);
-    double z[4] = { sum / root, (square - N) / (root * sqrt(2)), (fourth - 3.0 * N) / (root * sqrt(96)),
-                    neighbours / root };
+    double z[4] = { sum / root, (square - N) / (root * sqrt(2)),
+                    (fourth - 3.0 * N) / (root * sqrt(96)), neighbours / root };
     double worst = fmax(fmax(fabs(z[0]), fabs(z[1])), fmax(fabs(z[2]), fabs(z[3])));
-    report(worst < 5, "random_normal moments", "statistical, N = %d: mean %.2f, variance %.2f, fourth moment "
-           "%.2f, neighbours %.2f standard errors", N, z[0], z[1], z[2], z[3]);
+    report(worst < 5, "random_normal moments", "statistical, N = %d: mean %.2f, variance %.2f, "
+           "fourth moment %.2f, neighbours %.2f standard errors", N, z[0], z[1], z[2], z[3]);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -453,39 +457,30 @@ static void test_layout(void) {
         for (int i = 0; i < rows * cols; i++) { x[i] = 1; }
         Nvfp4Matrix m = matrix_new(rows, cols);
         nvfp4_quantize(&m, x, 1, NEAREST);
-        size_t offset = 0;
-        for (int row_tile = 0; row_tile < row_tiles; row_tile++) {
-            for (int block_tile = 0; block_tile < block_tiles; block_tile++) {
-                for (int line = 0; line < 32; line++) {
-                    for (int fold = 0; fold < 4; fold++) {
-                        for (int i = 0; i < 4; i++, offset++) {
-                            int row = 128 * row_tile + 32 * fold + line, block = 4 * block_tile + i;
-                            if (row >= rows || block >= blocks) {
-                                compare(&padding, m.block_scales[offset] == 0,
-                                        "(%d, %d): byte %zu is %02x", rows, cols, offset,
-                                        m.block_scales[offset]);
-                                continue;
-                            }
-                            size_t got = nvfp4_scale_offset((size_t)row, (size_t)block, (size_t)cols);
-                            compare(&offsets, got == offset, "(%d, %d): row %d block %d at %zu, not %zu",
-                                    rows, cols, row, block, got, offset);
-                            compare(&padding, m.block_scales[offset] == 0x7e,
-                                    "(%d, %d): row %d block %d holds %02x", rows, cols, row, block,
-                                    m.block_scales[offset]);
-                        }
-                    }
-                }
+        int size = row_tiles * block_tiles * 512;
+        compare(&offsets, (size_t)size == nvfp4_scales_size((size_t)rows, (size_t)cols),
+                "(%d, %d): size %d", rows, cols, size);
+        for (int offset = 0; offset < size; offset++) {
+            int tile = offset / 512, line = offset % 512 / 16, fold = offset % 16 / 4;
+            int row = 128 * (tile / block_tiles) + 32 * fold + line;
+            int block = 4 * (tile % block_tiles) + offset % 4;
+            int is_padding = row >= rows || block >= blocks;
+            uint8_t byte = m.block_scales[offset];
+            compare(&padding, byte == (is_padding ? 0 : 0x7e), "(%d, %d): byte %d is %02x", rows,
+                    cols, offset, byte);
+            if (!is_padding) {
+                size_t got = nvfp4_scale_offset((size_t)row, (size_t)block, (size_t)cols);
+                compare(&offsets, got == (size_t)offset, "(%d, %d): row %d block %d at %zu, not %d",
+                        rows, cols, row, block, got, offset);
             }
         }
-        compare(&offsets, offset == nvfp4_scales_size((size_t)rows, (size_t)cols),
-                "(%d, %d): size %zu", rows, cols, offset);
         for (int row = 0; row < rows; row++) {
             for (int col = 0; col < cols; col++) {
                 int tile = row / 128 * block_tiles + col / 64;
                 int atom = row % 32 * 16 + row % 128 / 32 * 4 + col % 16 * 0 + col % 64 / 16 * 1;
                 size_t got = nvfp4_scale_offset((size_t)row, (size_t)col / 16, (size_t)cols);
                 compare(&offsets, got == (size_t)(tile * 512 + atom),
-                        "(%d, %d): element (%d, %d) reads its scale at %zu", rows, cols, row, col, got);
+                        "(%d, %d): scale of element (%d, %d) at %zu", rows, cols, row, col, got);
             }
         }
         matrix_free(&m);
@@ -555,13 +550,14 @@ static void fill(float* x, int rows, int cols, int kind, uint32_t seed) {
     for (int i = 0; i < rows * cols; i++) {
         uint32_t word = random_word(seed, (uint64_t)i);
         float normal = random_normal(seed, 0, (uint64_t)i), value = normal;
-        int spread = (int)(word >> 8 & 63) - 32;
-        if (kind == WIDE) { value = ldexpf(normal, spread); }
-        if (kind == ANY_BITS) { value = bits_float(word & 0xff7fffffu); }     // one exponent bit off
-        if (kind == SUBNORMAL) { value = bits_float((word & FLOAT_SIGN_BIT) | (word & 0x7f) << 16); }
-        if (kind == HUGE_VALUES) { value = ldexpf(normal, 125); }
-        if (kind == MOSTLY_ZERO) { value = word % 37 == 0 ? normal : normal * 0.0f; }
-        if (kind == FEW_VALUES) { value = ldexpf((float)(int)(word >> 8 & 15) - 7.5f, -(int)(word & 3)); }
+        switch (kind) {
+            case WIDE:        value = ldexpf(normal, (int)(word % 64) - 32); break;
+            case ANY_BITS:    value = bits_float(word & 0xff7fffffu); break;    // but always finite
+            case SUBNORMAL:   value = bits_float(word & 0x807f0000u); break;
+            case HUGE_VALUES: value = ldexpf(normal, 125); break;
+            case MOSTLY_ZERO: value = word % 37 == 0 ? normal : normal * 0.0f; break;
+            case FEW_VALUES:  value = ldexpf((float)(word % 16) - 7.5f, -(int)(word >> 30)); break;
+        }
         x[i] = bf16_round(value);
         if (isinf(x[i])) { x[i] = copysignf(0x1.fep127f, x[i]); }
     }
@@ -587,7 +583,8 @@ static void test_quantize(void) {
                 r.rows = rows;
                 r.cols = cols;
                 r.block_rows = variant % 2 ? 16 : 1;
-                r.rounding = variant / 2 ? stochastic(seed * 0x9E3779B97F4A7C15ull, seed, 5) : NEAREST;
+                uint64_t key = seed * 0x9E3779B97F4A7C15ull;
+                r.rounding = variant / 2 ? stochastic(key, seed, 5) : NEAREST;
                 Nvfp4Matrix m = matrix_new(rows, cols);
                 int status = nvfp4_quantize(&m, x, r.block_rows, r.rounding);
                 double amax = largest(&r, 0, rows, 0, cols);
@@ -600,10 +597,10 @@ static void test_quantize(void) {
                         compare(r.rounding.stochastic ? &stochastically : &nearest,
                                 code == matrix_code(&m, row, col)
                                     && block_scale == matrix_scale(&m, row, col / 16),
-                                "kind %d (%d, %d) tiles of %d rows: (%d, %d) has code %d scale %02x "
-                                "instead of %d, %02x", kind, rows, cols, r.block_rows, row, col,
-                                matrix_code(&m, row, col), matrix_scale(&m, row, col / 16), code,
-                                block_scale);
+                                "kind %d (%d, %d) tiles of %d rows: (%d, %d) has code %d scale "
+                                "%02x instead of %d, %02x", kind, rows, cols, r.block_rows, row,
+                                col, matrix_code(&m, row, col), matrix_scale(&m, row, col / 16),
+                                code, block_scale);
                     }
                 }
                 matrix_free(&m);
@@ -612,8 +609,8 @@ static void test_quantize(void) {
         free(x);
     }
     compare_report(&amaxes, "quantize amax", "matrices");
-    compare_report(&nearest, "quantize nearest", "codes and scales against a second implementation");
-    compare_report(&stochastically, "quantize stochastic", "codes and scales against the same");
+    compare_report(&nearest, "quantize nearest", "elements against a second implementation");
+    compare_report(&stochastically, "quantize stochastic", "elements against the same");
 }
 
 // Two small matrices in one row of 32: the block that decides amax, and one whose elements are `x`.
@@ -706,13 +703,13 @@ static void test_transpose(void) {
             compare(&c, mT.codes[i] == expected.codes[i], "(%d, %d) code byte %zu", rows, cols, i);
         }
         for (size_t i = 0; i < nvfp4_scales_size((size_t)cols, (size_t)rows); i++) {
-            compare(&c, mT.block_scales[i] == expected.block_scales[i], "(%d, %d) scale byte %zu", rows,
-                    cols, i);
+            compare(&c, mT.block_scales[i] == expected.block_scales[i], "(%d, %d) scale byte %zu",
+                    rows, cols, i);
         }
         for (int row = 0; row < rows; row++) {
             for (int col = 0; col < cols; col++) {
-                float there = xT[(size_t)col * (size_t)rows + (size_t)row];
-                compare(&c, there == x[(size_t)row * (size_t)cols + (size_t)col], "x (%d, %d)", row, col);
+                float here = x[row * cols + col], there = xT[col * rows + row];
+                compare(&c, here == there, "x (%d, %d)", row, col);
             }
         }
         matrix_free(&m);
@@ -837,16 +834,16 @@ static void test_hadamard(void) {
                 for (int bits = r & c; bits > 0; bits /= 2) { odd ^= bits & 1; }
                 sum += (odd ? -1 : 1) * signs[r] * (int)in[r];
             }
-            compare(&matrix, x[c] == bf16_round((float)sum / 4), "group %u out %d is %g, not %g", n, c,
-                    x[c], sum / 4.0);
+            compare(&matrix, x[c] == bf16_round((float)sum / 4), "group %u out %d is %g, not %g", n,
+                    c, x[c], sum / 4.0);
         }
         for (int i = 0; i < 16; i++) { twice[i] = wide[i] * (float)signs[i]; }
         hadamard_halves(twice, 16);
         hadamard_transform(wide);
         for (int c = 0; c < 16; c++) {
             float expected = bf16_round(0.25f * twice[c]);
-            compare(&order, float_bits(wide[c]) == float_bits(expected), "group %u out %d is %a, not %a",
-                    n, c, wide[c], expected);
+            compare(&order, float_bits(wide[c]) == float_bits(expected),
+                    "group %u out %d is %a, not %a", n, c, wide[c], expected);
         }
         // small integers come back: H is its own inverse, and diag(s) after it undoes the signs
         for (int i = 0; i < 16; i++) { x[i] = (float)((int)in[i] % 4 * 4); }
@@ -901,21 +898,24 @@ typedef struct {
 static void test_golden(void) {
     const uint64_t seed = 0x9ABCDEF012345678ull;
     const Golden golden[] = {
-        { "golden 1x16", 0, 1, NEAREST, 0x3FFF0000, 0x44A8A8A9, 0x3A424924, 0xEB4D54ED, 0x43172CE7,
+        { "golden 1x16", 0, 1, NEAREST,
+          0x3FFF0000, 0x44A8A8A9, 0x3A424924, 0xEB4D54ED, 0x43172CE7,
           { 0x00, 0x10, 0xAF, 0x83, 0x9B, 0x98, 0x13, 0x35 },
           { 0x75, 0x7D, 0x79, 0x7B, 0x77, 0x7A, 0x7D, 0x7C } },
-        { "golden 16x16", 0, 16, NEAREST, 0x3FFF0000, 0x44A8A8A9, 0x3A424924, 0xAA980438, 0xCE6DC345,
+        { "golden 16x16", 0, 16, NEAREST,
+          0x3FFF0000, 0x44A8A8A9, 0x3A424924, 0xAA980438, 0xCE6DC345,
           { 0x00, 0x10, 0x9D, 0x81, 0x89, 0x88, 0x01, 0x12 },
           { 0x7E, 0x7E, 0x7E, 0x7E, 0x7E, 0x7E, 0x7D, 0x7E } },
-        { "golden 1x16 stochastic", 0, 1, stochastic(seed, 7, 3), 0x3FFF0000, 0x44A8A8A9, 0x3A424924,
-          0x5B9F6AE4, 0x43172CE7,
+        { "golden 1x16 stochastic", 0, 1, stochastic(seed, 7, 3),
+          0x3FFF0000, 0x44A8A8A9, 0x3A424924, 0x5B9F6AE4, 0x43172CE7,
           { 0x00, 0x21, 0xAF, 0x83, 0x9B, 0x98, 0x13, 0x25 },
           { 0x75, 0x7D, 0x79, 0x7B, 0x77, 0x7A, 0x7D, 0x7C } },
-        { "golden hadamard", 1, 1, NEAREST, 0x401E0000, 0x448819ED, 0x3A70C30B, 0xEF9F3084, 0xC7051A60,
+        { "golden hadamard", 1, 1, NEAREST,
+          0x401E0000, 0x448819ED, 0x3A70C30B, 0xEF9F3084, 0xC7051A60,
           { 0x8B, 0x85, 0xEA, 0xDE, 0x15, 0x76, 0x42, 0xCA },
           { 0x78, 0x7B, 0x72, 0x74, 0x74, 0x75, 0x6E, 0x76 } },
-        { "golden hadamard stochastic", 1, 1, stochastic(seed, 9, 3), 0x401E0000, 0x448819ED,
-          0x3A70C30B, 0x8D246F60, 0xC7051A60,
+        { "golden hadamard stochastic", 1, 1, stochastic(seed, 9, 3),
+          0x401E0000, 0x448819ED, 0x3A70C30B, 0x8D246F60, 0xC7051A60,
           { 0x8B, 0x85, 0xEA, 0xDE, 0x05, 0x76, 0x42, 0xCA },
           { 0x78, 0x7B, 0x72, 0x74, 0x74, 0x75, 0x6E, 0x76 } },
     };

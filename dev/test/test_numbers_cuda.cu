@@ -79,9 +79,12 @@ HOST_DEVICE static inline uint32_t evaluate(Subject subject, uint32_t i) {
         }
     } else if (subject == PHILOX) {
         Philox seeds = philox4x32(i, 1, 2, 3, 4);
-        Nvfp4Rounding rounding = { 1, (uint64_t)seeds.word[0] << 32 | seeds.word[1], seeds.word[2], i };
+        uint64_t seed = (uint64_t)seeds.word[0] << 32 | seeds.word[1];
+        Nvfp4Rounding rounding = { 1, seed, seeds.word[2], i };
         Philox bytes = nvfp4_random_bytes(rounding, (uint64_t)seeds.word[3] << 7);
-        for (int j = 0; j < NVFP4_BLOCK; j++) { result = fold(result, nvfp4_random_byte(bytes, j)); }
+        for (int j = 0; j < NVFP4_BLOCK; j++) {
+            result = fold(result, nvfp4_random_byte(bytes, j));
+        }
     } else if (subject == SCALES) {
         // all BF16 values of amax times all scale bytes, the last of which is NaN
         uint32_t byte = i & 127u;
@@ -213,8 +216,8 @@ static void test_vendor(void) {
         if (host.differ[which] > 0) {
             snprintf(first, sizeof(first), "; first: %08x", host.first[which]);
         }
-        report(host.differ[which] == 0, names[which], "%s on the device, %llu differ%s", what[which],
-               host.differ[which], first);
+        report(host.differ[which] == 0, names[which], "%s on the device, %llu differ%s",
+               what[which], host.differ[which], first);
     }
 }
 

@@ -1,8 +1,8 @@
 /*
-The number headers against NVIDIA's own: all 2^32 floats through e2m1_from_float, e4m3_from_float and
-bf16_from_float, next to cuda_fp4.h, cuda_fp8.h and cuda_bf16.h; all codes back; and Philox next to
-cuRAND's. The CUDA headers compute this on the host too, so it needs a CUDA toolkit (12.8 or newer) but
-no GPU. Every comparison is exact, NaN included. C++ because parts of those headers are.
+The number headers against NVIDIA's own: all 2^32 floats through e2m1_from_float, e4m3_from_float
+and bf16_from_float, next to cuda_fp4.h, cuda_fp8.h and cuda_bf16.h; all codes back; and Philox next
+to cuRAND's. The CUDA headers compute this on the host too, so it needs a CUDA toolkit (12.8 or
+newer) but no GPU. Every comparison is exact, NaN included. C++ because parts of those headers are.
 */
 #include <stdint.h>
 #include <stdio.h>
@@ -36,8 +36,8 @@ static void differences_report(const Differences* d, const char* name) {
            d->differ ? ":" : "");
     if (d->differ > 0) {
         float x = bits_float(d->first);
-        printf("     first %08x (%a): e2m1 %02x, vendor %02x; e4m3 %02x, vendor %02x; bf16 %04x, vendor "
-               "%04x\n", d->first, (double)x, e2m1_from_float(x),
+        printf("     first %08x (%a): e2m1 %02x, vendor %02x; e4m3 %02x, vendor %02x; bf16 %04x, "
+               "vendor %04x\n", d->first, (double)x, e2m1_from_float(x),
                __nv_cvt_float_to_fp4(x, __NV_E2M1, cudaRoundNearest), e4m3_from_float(x),
                __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3), bf16_from_float(x),
                __nv_bfloat16_raw(__float2bfloat16_rn(x)).x);

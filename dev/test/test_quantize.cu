@@ -2,11 +2,13 @@
 quantize.cuh against the reference quantizer of nvfp4.h. Class: exact, every byte of a quantized
 matrix, padding and the gaps between its parts included.
 
-Faults that made it fail, one at a time: the second column of a pair read as the first; `word ^ 4 * group`
-when reading the tile; the tile's amax of the neighbouring group; a block index counted along the columns
-of x instead of the transpose's rows for the random bytes; the Hadamard transform left out of amax or of
-the codes; a row limit of rows - 1; scale bytes in row-major order; alpha as amax_a * (amax_b / 7225344);
-fmaxf in place of the maximum over bits (NaN lost).
+Faults that made it fail, one at a time: the second column of a pair read as the first; `word ^ 4 *
+group` when reading the tile; the tile's amax of the neighbouring group of rows; a block index counted
+down the columns for the random bytes; the random bytes of one direction used for both; the Hadamard
+transform left out of amax, or of the codes; a limit of 16 rows less, or more; the last pair of columns
+left out of amax; scale bytes in row-major order; fmaxf in place of the maximum over bits (NaN lost);
+alpha as amax_a * (amax_b / 7225344); a later operand overwriting the flag; the next block's scale in
+expand_kernel.
 */
 #include "../../llmc/quantize.cuh"
 #include "device_check.cuh"

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+#
+# dev/gpu_verify.sh OUT: everything that is claimed of the CUDA program on a GPU, but for the long runs
+# (dev/gpu_compare.sh): tests, PyTorch and transformers, the C program, compute-sanitizer, speed. The log goes
+# to OUT/verify.log. About 6 minutes on one H200 with 16 cores. Needs the CUDA toolkit and a Python with PyTorch
+# and transformers; token files as for `make run`.
+#
+#   LLMC="command" dev/gpu_verify.sh OUT    times llm.c between two of our own runs (bench_llmc.sh says how it
+#                                           has to be built)
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+out=${1:?usage: dev/gpu_verify.sh OUT}
+mkdir -p "$out"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+failed=0
+
+run() {         # SECONDS COMMAND...: prints the command, runs it, says how long it took
+    local limit=$1 start=$SECONDS status
+    shift
+    printf '\n=== %s\n' "$*"
+    timeout "$limit" "$@" 2>&1
+    status=$?
+    [ "$status" -eq 0 ] || { echo "FAILED with status $status: $*"; failed=1; }
+    echo "    ($((SECONDS - start)) s)"
+}
+
+everything() {
+    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+    git log -1 --format='commit %h %s' 2>/dev/null
+
+    # tests; the C program writes the oracles that test_model reads
+    run 120 ./test_gpt2
+    for test in build/test/cuda/*; do
+        [ -x "$test" ] && [ "${test%.d}" = "$test" ] && run 120 "$test"
+    done
+
+    # PyTorch in FP32 on this GPU against both programs, and our model file read by transformers
+    run 120 python3 dev/reference/make_reference.py -model d12 -B 4 -T 64 -lr 1e-4 -device cuda -o "$scratch/d12"
+    run 120 build/test/cuda/test_model "$scratch/d12_model.bin" "$scratch/d12_state.bin"
+    run 120 ./test_gpt2 "$scratch/d12_model.bin" "$scratch/d12_state.bin"
+    run 60 python3 dev/reference/safetensors_export.py "$scratch/d12_model.bin" "$scratch/d12_hf"
+    run 60 python3 dev/reference/hf_check.py "$scratch/d12_hf" "$scratch/d12_model.bin" "$scratch/d12_state.bin"
+
+    # the first step of d12 in the C program and in this one
+    run 120 ./test_gpt2 d12 nvfp4 2 512 "$scratch/oracle_d12.bin"
+    run 120 build/test/cuda/test_model "$scratch/oracle_d12.bin"
+
+    # speed, d12, T 1024, 524,288 tokens an update
+    python3 dev/bench/random_tokens.py 50257 2000000 "$scratch/tokens.bin"
+    local d12=(-i "$scratch/tokens.bin" -e d12 -b 64 -t 1024 -d 524288 -x 8)
+    run 60 ./train_gpt2_nvfp4 "${d12[@]}" -p bf16
+    [ -z "${LLMC:-}" ] || run 90 sh -c "$LLMC"
+    run 60 ./train_gpt2_nvfp4 "${d12[@]}" -p nvfp4
+    run 60 ./train_gpt2_nvfp4 "${d12[@]}" -p bf16
+    run 60 ./train_gpt2_nvfp4 -i "$scratch/tokens.bin" -e d12 -b 16 -t 1024 -x 4 -p fp32
+    for bench in build/bench/cuda/*; do
+        [ -x "$bench" ] && [ "${bench%.d}" = "$bench" ] && run 60 "$bench"
+    done
+
+    # memory errors and races, a short run of each recipe
+    for recipe in fp32 bf16 nvfp4 nvfp4,tail=0,tile16=0; do
+        for tool in memcheck racecheck; do
+            run 120 compute-sanitizer --tool "$tool" --error-exitcode 9 ./train_gpt2_nvfp4 -i "$scratch/tokens.bin" \
+                -j "$scratch/tokens.bin" -e layers=2,channels=128,heads=2,vocab=50257 -b 2 -t 80 -x 2 -v 2 -vt 240 \
+                -s 2 -sn 2 -p "$recipe"
+        done
+    done
+    echo
+    [ "$failed" -eq 0 ] && echo "verified" || echo "something FAILED"
+}
+
+everything 2>&1 | tee "$out/verify.log"

@@ -42,7 +42,7 @@ gencode = $(foreach arch,$(1),-gencode arch=compute_$(arch),code=sm_$(arch))
 NVCC := $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 CUDA_HOME := $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))))
 NVCCFLAGS = -std=c++17 -O3 -I. -diag-suppress 177 \
-            -Xcompiler -Wall,-ffp-contract=off,-fno-math-errno,-fopenmp
+            -Xcompiler -Wall,-Wno-unknown-pragmas,-ffp-contract=off,-fno-math-errno,-fopenmp
 CUDA_LIBS = -lcublasLt -ldl
 
 # The run's log names the commit that the program was built from. The stamp changes only when the

@@ -46,6 +46,28 @@ everything() {
     run 120 ./test_gpt2 d12 nvfp4 2 512 "$scratch/oracle_d12.bin"
     run 120 build/test/cuda/test_model "$scratch/oracle_d12.bin"
 
+    # 50 updates in FP32, C and CUDA; then the losses under nvfp4, with a second run that must have the same bits
+    local small=(-i data/quickstart_train.bin -j data/quickstart_val.bin -e layers=4,channels=128,heads=4,vocab=257
+                 -b 16 -t 128 -l 1e-3 -u 20)
+    run 120 ./train_gpt2_fp32 "${small[@]}" -x 50 -p fp32 -o "$out/c_fp32"
+    run 60 ./train_gpt2_nvfp4 "${small[@]}" -x 50 -p fp32 -o "$out/cuda_fp32"
+    run 10 python3 dev/logs.py compare "$out/cuda_fp32" "$out/c_fp32" 1e-4
+    for recipe in bf16 nvfp4; do
+        run 240 ./train_gpt2_fp32 "${small[@]}" -x 400 -v 20 -vt 65536 -p "$recipe" -o "$out/c_$recipe"
+        run 60 ./train_gpt2_nvfp4 "${small[@]}" -x 400 -v 20 -vt 65536 -p "$recipe" -o "$out/cuda_$recipe"
+        run 60 ./train_gpt2_nvfp4 "${small[@]}" -x 400 -v 20 -vt 65536 -p "$recipe" -o "$out/cuda_${recipe}_again"
+        run 10 python3 dev/logs.py compare "$out/cuda_$recipe" "$out/cuda_${recipe}_again" 0
+        run 10 python3 dev/logs.py table "$out/cuda_$recipe" "$out/c_$recipe"
+    done
+    # interrupted after 100 updates, in the middle of an epoch, and resumed: the losses of the whole run
+    local resumed=("${small[@]}" -x 200 -p nvfp4 -n 100)
+    run 60 ./train_gpt2_nvfp4 "${resumed[@]}" -o "$out/whole"
+    run 60 ./train_gpt2_nvfp4 "${resumed[@]}" -o "$out/parts"
+    rm "$out"/parts/*_00000200.bin
+    run 60 ./train_gpt2_nvfp4 "${resumed[@]}" -o "$out/parts" -y 1
+    run 10 cmp "$out/whole/model_00000200.bin" "$out/parts/model_00000200.bin"
+    rm "$out"/whole/*.bin "$out"/parts/*.bin
+
     # speed, d12, T 1024, 524,288 tokens an update
     python3 dev/bench/random_tokens.py 50257 2000000 "$scratch/tokens.bin"
     local d12=(-i "$scratch/tokens.bin" -e d12 -b 64 -t 1024 -d 524288 -x 8)

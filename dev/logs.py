@@ -3,6 +3,8 @@
 
     dev/logs.py columns DIR           for gnuplot: "step loss", two empty lines, "step val_loss"
     dev/logs.py table DIR...          final losses and speed of several runs; the last is the baseline
+    dev/logs.py compare A B BOUND     largest relative difference of the training losses of two runs of
+                                      the same length; fails if it is above BOUND
 
 The training loss of one batch is noisy, so the table's is the mean over the last steps. Tokens per
 second is the median over the steps, which ignores the first ones and interruptions.
@@ -91,9 +93,20 @@ def table(directories):
               f"{gap:>18} {number(row['speed'], ',.0f'):>10}")
 
 
+def compare(a, b, bound):
+    losses = [[entry["loss"] for entry in read_log(directory)[1]] for directory in (a, b)]
+    if len(losses[0]) != len(losses[1]) or not losses[0]:
+        sys.exit(f"error: {a} has {len(losses[0])} steps, {b} has {len(losses[1])}")
+    worst = max(abs(x / y - 1) for x, y in zip(*losses))
+    print(f"{len(losses[0])} steps, losses differ by at most {worst:.1e} relative, bound {bound:.0e}")
+    sys.exit(0 if worst <= bound else 1)
+
+
 if __name__ == "__main__":
     if len(sys.argv) == 3 and sys.argv[1] == "columns":
         columns(sys.argv[2])
+    elif len(sys.argv) == 5 and sys.argv[1] == "compare":
+        compare(sys.argv[2], sys.argv[3], float(sys.argv[4]))
     elif len(sys.argv) >= 3 and sys.argv[1] == "table":
         table(sys.argv[2:])
     else:

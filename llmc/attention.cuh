@@ -654,7 +654,7 @@ attention_backward_dq_kernel(__nv_bfloat16* dqkv /* (B,T,3,NH,HS) */,
 }
 
 // ---------------------------------------------------------------------------------------------
-// float: plain arithmetic. A warp owns a row of HS elements; lane l holds elements l, l+32, l+64, l+96
+// float: plain arithmetic. A warp owns a row; lane l holds its elements l, l+32, l+64 and l+96
 
 __device__ static inline void row_load(float x[4], const float* row, int HS) {
     for (int j = 0; j < 4; j++) {

@@ -122,6 +122,7 @@ static inline void quantize_amax(float* amax, float* amaxT, const __nv_bfloat16*
 #define QUANTIZE_THREADS 256
 #define TILE_ROWS 64
 #define TILE_COLS 128
+#define BLOCKS_ACROSS (TILE_COLS / NVFP4_BLOCK)
 
 // Quantizes 16 values and stores them as block `block` of row `row`. amax is theirs, or their tile's.
 __device__ static inline void quantize_store(Nvfp4Matrix out, size_t row, size_t block,
@@ -155,13 +156,13 @@ quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT, const __nv_bfloat16* x /* (ro
                 int rows, int cols, int hadamard, int tile16, Nvfp4Rounding rounding,
                 Nvfp4Rounding roundingT) {
     __shared__ uint4 tile[TILE_ROWS][TILE_COLS / 8];
-    __shared__ uint32_t tile_amax[TILE_ROWS / 16][TILE_COLS / 16];
+    __shared__ uint32_t tile_amax[TILE_ROWS / 16 * BLOCKS_ACROSS];      // of each 16x16 tile, as bits
     int first_row = (int)blockIdx.y * TILE_ROWS, first_col = (int)blockIdx.x * TILE_COLS;
-    if (threadIdx.x < sizeof(tile_amax) / sizeof(uint32_t)) { tile_amax[0][threadIdx.x] = 0; }
+    if (threadIdx.x < TILE_ROWS / 16 * BLOCKS_ACROSS) { tile_amax[threadIdx.x] = 0; }
     __syncthreads();
 
     // this thread's blocks along the columns: block b of the tile, in rows r and r + 32
-    int b = (int)threadIdx.x % 8, r = (int)threadIdx.x / 8;
+    int b = (int)threadIdx.x % BLOCKS_ACROSS, r = (int)threadIdx.x / BLOCKS_ACROSS;
     int col = first_col + 16 * b;
     uint32_t pairs[2][8];
     UNROLL
@@ -178,7 +179,7 @@ quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT, const __nv_bfloat16* x /* (ro
             float values[16];
             UNROLL
             for (int i = 0; i < 16; i++) { values[i] = pair_value(pairs[k][i / 2], i % 2); }
-            atomicMax(&tile_amax[group][b], float_bits(block_amax(values)));
+            atomicMax(&tile_amax[group * BLOCKS_ACROSS + b], float_bits(block_amax(values)));
         }
     }
     __syncthreads();
@@ -192,7 +193,8 @@ quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT, const __nv_bfloat16* x /* (ro
             float values[16];
             UNROLL
             for (int i = 0; i < 16; i++) { values[i] = pair_value(pairs[k][i / 2], i % 2); }
-            float amax = tile16 ? bits_float(tile_amax[group][b]) : block_amax(values);
+            float amax = tile16 ? bits_float(tile_amax[group * BLOCKS_ACROSS + b])
+                                : block_amax(values);
             quantize_store(out, (size_t)row, (size_t)col / 16, values, amax, tensor, rounding);
         }
     }
@@ -201,11 +203,11 @@ quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT, const __nv_bfloat16* x /* (ro
     int rowT = first_row + 16 * group, colT = first_col + 2 * word;
     if (outT.codes != NULL && rowT < rows && colT < cols) {
         Nvfp4TensorScale tensor = nvfp4_tensor_scale(*outT.amax);
-        const uint32_t* words = (const uint32_t*)tile[16 * group];
+        const uint32_t* words = (const uint32_t*)tile;
         uint32_t pairsT[16];
         UNROLL
         for (int i = 0; i < 16; i++) {
-            pairsT[i] = words[i * (TILE_COLS / 2) + (word ^ (8 * group))];
+            pairsT[i] = words[(16 * group + i) * (TILE_COLS / 2) + (word ^ (8 * group))];
         }
         UNROLL
         for (int second = 0; second < 2; second++) {
@@ -213,7 +215,8 @@ quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT, const __nv_bfloat16* x /* (ro
             UNROLL
             for (int i = 0; i < 16; i++) { values[i] = pair_value(pairsT[i], second); }
             if (hadamard) { hadamard_transform(values); }
-            float amax = tile16 ? bits_float(tile_amax[group][word / 8]) : block_amax(values);
+            float amax = tile16 ? bits_float(tile_amax[group * BLOCKS_ACROSS + word / 8])
+                                : block_amax(values);
             quantize_store(outT, (size_t)(colT + second), (size_t)rowT / 16, values, amax, tensor,
                            roundingT);
         }

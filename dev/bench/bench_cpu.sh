@@ -18,15 +18,15 @@ WARMUP=3
 GOAL=0.7
 
 # An override of OpenBLAS's choice of kernels would be measured in place of this machine: with
-# OPENBLAS_CORETYPE=Haswell a processor with AVX-512 does half of what it can.
+# OPENBLAS_CORETYPE=Haswell a processor with AVX-512 does little more than half of what it can.
 unset OPENBLAS_CORETYPE
 
 [ -x ./train_gpt2_fp32 ] || fail "no ./train_gpt2_fp32; run: make train_gpt2_fp32"
 "$PYTHON" -c 'import torch' || fail "$PYTHON has no PyTorch; PYTHON=path names another"
 
 # PyTorch's own threads are OpenMP's. With the pthread build of OpenBLAS, which Debian prefers,
-# both kinds of threads wait busily for each other: a quarter of the speed on two cores. So PyTorch
-# gets the OpenMP build where it is installed (libopenblas0-openmp): it is measured at its best.
+# both kinds of threads wait busily for each other, and PyTorch is several times slower. So it gets
+# the OpenMP build where that is installed (libopenblas0-openmp): it is measured at its best.
 openmp_blas="/usr/lib/$(uname -m)-linux-gnu/openblas-openmp"
 torch_libraries="${LD_LIBRARY_PATH:-}"
 [ -d "$openmp_blas" ] && torch_libraries="$openmp_blas:$torch_libraries"

@@ -23,7 +23,7 @@ esac
 [ -x "$program" ] || fail "no $program; run: make $(basename "$program")"
 
 # An override of OpenBLAS's choice of kernels would be measured in place of this machine: with
-# OPENBLAS_CORETYPE=Haswell a processor with AVX-512 does half of what it can.
+# OPENBLAS_CORETYPE=Haswell a processor with AVX-512 does little more than half of what it can.
 unset OPENBLAS_CORETYPE
 
 work="$(mktemp -d)"

@@ -20,8 +20,7 @@ static Gemm gemm;
 
 typedef struct { int M, N, K; } GemmSize;
 
-// the smallest; no multiples of any tile, two of them with the same D; GPT-2 small and XL; the longest
-// sum
+// the smallest; no multiples of any tile, two with the same D; GPT-2 small and XL; the longest sum
 static const GemmSize sizes[] = { { 16, 16, 16 }, { 48, 80, 112 }, { 48, 80, 64 }, { 272, 16, 1040 },
                                   { 256, 2304, 768 }, { 128, 768, 3072 }, { 96, 4800, 1600 },
                                   { 1600, 1600, 272 }, { 64, 48, 65536 } };

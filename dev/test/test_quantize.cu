@@ -5,8 +5,8 @@ matrix, padding and the gaps between its parts included.
 Faults that made it fail, one at a time: the second column of a pair read as the first; `word ^ 4 *
 group` when reading the tile; the tile's amax of the neighbouring group of rows; a block index counted
 down the columns for the random bytes; the random bytes of one direction used for both; the Hadamard
-transform left out of amax, or of the codes; a limit of 16 rows less, or more; the last pair of columns
-left out of amax; scale bytes in row-major order; fmaxf in place of the maximum over bits (NaN lost);
+transform left out of amax, or of the codes; a limit of 16 rows less, or more; the last columns left
+out of amax; scale bytes in row-major order; fmaxf in place of the maximum over bits (NaN lost);
 alpha as amax_a * (amax_b / 7225344); a later operand overwriting the flag; the next block's scale in
 expand_kernel.
 */

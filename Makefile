@@ -38,7 +38,8 @@ gencode = $(foreach arch,$(1),-gencode arch=compute_$(arch),code=sm_$(arch))
 
 # No --use_fast_math: it changes the last bit of every tenth inverse scale. -ffp-contract=off is for
 # the host code, as above (ARM CPUs would fuse). 177 warns of unused functions; every program that
-# includes a header uses only some of it. -ldl: NVML is opened at run time, if it is there.
+# includes a header uses only some of it. The pragmas that g++ does not know are nvcc's "unroll". -ldl:
+# NVML is opened at run time, if it is there.
 NVCC := $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 CUDA_HOME := $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))))
 NVCCFLAGS = -std=c++17 -O3 -I. -diag-suppress 177 \

@@ -358,10 +358,10 @@ static void write_oracle(const char* description, const char* recipe, int B, int
     float* grads = alloc_floats(model.num_params, "gradients");
     memcpy(grads, model.grads, model.num_params * sizeof(float));
     gpt2_zero_grad(&model);
-    gemm_cpu_parts = 2;
+    gemm_cpu_terms = 16;
     header.reordered_loss = gpt2_forward(&model, inputs, targets, B, T, 1.0f / (float)(B * T));
     gpt2_backward(&model, inputs, B, T);
-    gemm_cpu_parts = 1;
+    gemm_cpu_terms = 0;
     header.reordered_gradients = (float)relative_distance(model.grads, grads, model.num_params);
     header.reordered_codes = oracle.codes > 0 ? (float)oracle.equal_codes / (float)oracle.codes : 1.0f;
     rewind(oracle.file);

@@ -80,13 +80,14 @@ everything() {
         [ -x "$bench" ] && [ "${bench%.d}" = "$bench" ] && run 60 "$bench"
     done
 
-    # memory errors and races, a short run of each recipe
+    # memory errors and races, a short run of each recipe. Races are looked for in our kernels: in cuBLAS's for
+    # Hopper (nvjet), which order shared memory by mbarriers, racecheck reports some.
+    local tiny=(-i data/quickstart_train.bin -j data/quickstart_val.bin -e layers=2,channels=128,heads=2,vocab=257
+                -b 2 -t 80 -x 2 -v 2 -vt 240 -s 2 -sn 2)
     for recipe in fp32 bf16 nvfp4 nvfp4,tail=0,tile16=0; do
-        for tool in memcheck racecheck; do
-            run 120 compute-sanitizer --tool "$tool" --error-exitcode 9 ./train_gpt2_nvfp4 -i "$scratch/tokens.bin" \
-                -j "$scratch/tokens.bin" -e layers=2,channels=128,heads=2,vocab=50257 -b 2 -t 80 -x 2 -v 2 -vt 240 \
-                -s 2 -sn 2 -p "$recipe"
-        done
+        run 120 compute-sanitizer --tool memcheck --error-exitcode 9 ./train_gpt2_nvfp4 "${tiny[@]}" -p "$recipe"
+        run 120 compute-sanitizer --tool racecheck --kernel-regex-exclude kns=nvjet --error-exitcode 9 \
+            ./train_gpt2_nvfp4 "${tiny[@]}" -p "$recipe"
     done
     echo
     [ "$failed" -eq 0 ] && echo "verified" || echo "something FAILED"

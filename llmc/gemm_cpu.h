@@ -19,9 +19,13 @@ static inline void gemm_cpu_init(void) {
     omp_set_num_threads(threads);
 }
 
-// Every sum over K is made in so many parts, one after the other. Only tests change it: what differs then
-// differs by the order of summation alone, as between this program and a GPU.
-static int gemm_cpu_parts = 1;
+// If not 0, every sum over K is made of parts of so many terms, one after the other, as tensor cores do with 16.
+// For tests, and for a program built with -DGEMM_CPU_TERMS=16: what differs then differs by the order of
+// summation alone.
+#ifndef GEMM_CPU_TERMS
+#define GEMM_CPU_TERMS 0
+#endif
+static int gemm_cpu_terms = GEMM_CPU_TERMS;
 
 // D (M,N) = alpha * op(A) @ op(B) + beta * D, all row-major and without gaps. op transposes: A is stored
 // as (K,M) if transpose_a, B as (N,K) if transpose_b.
@@ -38,14 +42,14 @@ static inline void gemm_cpu(float* D, const float* A, const float* B, int M, int
     for (int tile = 0; tile < tiles_m * tiles_n; tile++) {
         int m = tile / tiles_n * tile_m, n = tile % tiles_n * tile_n;
         int rows = M - m < tile_m ? M - m : tile_m, cols = N - n < tile_n ? N - n : tile_n;
-        for (int part = 0; part < gemm_cpu_parts; part++) {
-            int k = K / gemm_cpu_parts * part;
-            int terms = part + 1 < gemm_cpu_parts ? K / gemm_cpu_parts : K - k;
+        int most = gemm_cpu_terms > 0 ? gemm_cpu_terms : K;
+        for (int k = 0; k < K; k += most) {
+            int terms = K - k < most ? K - k : most;
             const float* a = A + (transpose_a ? (size_t)k * (size_t)M + m : (size_t)m * (size_t)K + k);
             const float* b = B + (transpose_b ? (size_t)n * (size_t)K + k : (size_t)k * (size_t)N + n);
             cblas_sgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans,
                         transpose_b ? CblasTrans : CblasNoTrans, rows, cols, terms, alpha,
-                        a, transpose_a ? M : K, b, transpose_b ? K : N, part == 0 ? beta : 1.0f,
+                        a, transpose_a ? M : K, b, transpose_b ? K : N, k == 0 ? beta : 1.0f,
                         D + (size_t)m * (size_t)N + n, N);
         }
     }

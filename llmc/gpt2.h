@@ -45,7 +45,7 @@ static inline void gpt2_config_check(const GPT2Config* c) {
           c->V);
     check(c->C % c->NH == 0, "%d channels cannot be divided among %d heads", c->C, c->NH);
     check(c->C % 16 == 0, "%d channels: must be a multiple of 16, the block size of NVFP4", c->C);
-    check(c->C <= 16384 && c->L <= 1024 && c->max_T <= (1 << 20), "a model of %d layers, %d channels, "
+    check(c->C <= 12288 && c->L <= 1024 && c->max_T <= (1 << 20), "a model of %d layers, %d channels, "
           "context %d is larger than this program expects", c->L, c->C, c->max_T);
 }
 

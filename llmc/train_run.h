@@ -34,7 +34,8 @@ typedef struct {
     int* targets;               // (B,T)
     int micro_steps;            // micro-batches that make one update
     int num_steps;              // updates in the whole run
-    int start_step;             // 0, or the step at which a resumed run goes on
+    int checkpoint;             // step of the checkpoint that a resumed run goes on from; -1: none
+    int start_step;             // that step, or 0
     uint64_t val_rows;          // rows of T tokens that make one validation
     Tokenizer tokenizer;
     Logger log;
@@ -83,6 +84,8 @@ static inline void run_parse(TrainRun* run, int argc, char** argv) {
 // `program` and `device` for the printout.
 static inline void run_open(TrainRun* run, const char* program, const char* device) {
     const TrainConfig* c = &run->config;
+    run->checkpoint = checkpoint_find(c->output_dir, c->resume);
+    run->start_step = run->checkpoint >= 0 ? run->checkpoint : 0;
     run->model = file_exists(c->model) ? checkpoint_read_config(c->model) : gpt2_config(c->model, c->T);
     check(c->T <= run->model.max_T, "-t %d is longer than the model's context of %d tokens", c->T,
           run->model.max_T);
@@ -122,13 +125,11 @@ static inline void run_open(TrainRun* run, const char* program, const char* devi
 // given with -e, which has no moments. Otherwise they stay as they are.
 static inline void run_load(TrainRun* run, float* params, float* m, float* v) {
     const TrainConfig* c = &run->config;
-    int step = checkpoint_find(c->output_dir, c->resume);
-    if (step >= 0) {
+    if (run->checkpoint >= 0) {
         char* settings = checkpoint_settings(run->flags, TRAIN_NUM_FLAGS, run->train.identity);
-        checkpoint_load(c->output_dir, step, &run->model, params, m, v, settings);
+        checkpoint_load(c->output_dir, run->checkpoint, &run->model, params, m, v, settings);
         free(settings);
-        run->start_step = step;
-        printf("resumed           from step %d in %s\n", step, c->output_dir);
+        printf("resumed           from step %d in %s\n", run->checkpoint, c->output_dir);
     } else if (file_exists(c->model)) {
         checkpoint_load_model(params, c->model);
         printf("weights           from %s\n", c->model);
@@ -157,7 +158,7 @@ static inline void run_start_log(TrainRun* run, const char* program, const char*
     info.num_parameters = gpt2_param_specs(specs, &run->model);
     info.first_step = run->start_step;
     info.num_steps = run->num_steps;
-    logger_open(&run->log, run->config.output_dir, run->start_step > 0 ? run->start_step : -1);
+    logger_open(&run->log, run->config.output_dir, run->checkpoint);
     logger_run(&run->log, run->flags, TRAIN_NUM_FLAGS, &info);
 }
 

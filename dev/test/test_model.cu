@@ -203,10 +203,10 @@ static void oracle_observe(int layer, int linear, int operand, const __nv_bfloat
 // Exact: each operand has the bits of the C quantizer fed with the CUDA program's own tensor; weights have
 // those of the C program. Bounded: the rest of the first step, whose sums have another order. A sum in another
 // order moves a BF16 rounding now and then; that moves a code, which is a change of a quarter and more of the
-// element; and from there it spreads through the row and, in attention, to others. The C program has measured
-// on itself what that comes to (oracle_file.h); here at most twice as much may differ, since attention and
-// LayerNorm are summed differently as well. Fails with: dY and dY^T tags exchanged; sign mask 0xD7E9; gelu' of
-// the output instead of the input.
+// element; and from there it spreads through the row and, in attention, to others. Where it moves a tensor's
+// amax, all scales of that tensor change a little. The C program has measured on itself what that comes to when
+// only its GEMMs sum in another order (oracle_file.h); here, where every sum has another order, at most three
+// times as much may differ. Fails with: dY and dY^T tags exchanged; sign mask 0xD7E9; gelu' of the output.
 template <typename Real> static void test_oracle(const char* path) {
     OracleHeader header;
     FILE* file = file_open(path, "./test_gpt2 writes it");
@@ -253,7 +253,7 @@ template <typename Real> static void test_oracle(const char* path) {
            header.recipe, norm, header.gradient_norm, norm_bound);
     if (gradients > 0) {
         float* got = copy_out(model.grads, gradients);
-        double d = relative_distance(got, want, gradients), most = 2.0 * header.reordered_gradients + 1e-6;
+        double d = relative_distance(got, want, gradients), most = 3.0 * header.reordered_gradients + 1e-6;
         report(d < most, "C program: gradients", "%s: differ by %.1e of their length, C with sums in another order "
                "by %.1e", header.recipe, d, header.reordered_gradients);
         free(got);
@@ -264,7 +264,7 @@ template <typename Real> static void test_oracle(const char* path) {
                seen, oracle.count, oracle.own_elements, oracle.own_codes, oracle.own_scales, oracle.own_amax);
         report(oracle.weight_differs == 0, "C program: weights", "%zu codes or scales differ", oracle.weight_differs);
         double share = (double)oracle.equal_codes / oracle.elements;
-        report(1.0 - share < 2.0 * (1.0 - header.reordered_codes) + 1e-3, "C program: codes", "%.2f %% equal, C with "
+        report(1.0 - share < 3.0 * (1.0 - header.reordered_codes) + 1e-3, "C program: codes", "%.2f %% equal, C with "
                "sums in another order %.2f %%; scales %.2f %%", 100 * share, 100 * header.reordered_codes,
                100.0 * oracle.equal_scales * NVFP4_BLOCK / oracle.elements);
         for (int operand = 0; operand < NUM_OPERANDS; operand++) {

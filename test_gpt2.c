@@ -1,10 +1,11 @@
 /*
-Tests of train_gpt2_fp32.c as a whole, on the CPU; the parts have theirs in dev/test. No network, and no
-data but the stored PyTorch reference (dev/reference/tiny_*.bin).
+Tests of train_gpt2_fp32.c as a whole, on the CPU; the parts have theirs in dev/test. No network,
+and no data but the stored PyTorch reference (dev/reference/tiny_*.bin).
 
-    ./test_gpt2                              every test; writes build/oracle_RECIPE.bin for the GPU tests
-    ./test_gpt2 MODEL.bin STATE.bin          only the comparison with PyTorch, for another reference made
-                                             by dev/reference/make_reference.py
+    ./test_gpt2                              every test; writes build/oracle_RECIPE.bin for the GPU
+                                             tests
+    ./test_gpt2 MODEL.bin STATE.bin          only the comparison with PyTorch, for another reference
+                                             made by dev/reference/make_reference.py
     ./test_gpt2 MODEL RECIPE B T OUT.bin     only writes an oracle, for instance of d12
 
 dev/test/test_model.cu holds the CUDA program against the same references and against the oracles.
@@ -37,16 +38,19 @@ static void build_small(GPT2* model, const char* recipe, int B, int T) {
         size_t count = p == WTE ? (size_t)config.V * (size_t)config.C
                                 : model->specs[p].size * (size_t)model->specs[p].layers;
         float* values = model->params + model->specs[p].offset;
-        for (size_t i = 0; i < count; i++) { values[i] += 0.02f * random_normal(7, 99, i * 16 + (size_t)p); }
+        for (size_t i = 0; i < count; i++) {
+            values[i] += 0.02f * random_normal(7, 99, i * 16 + (size_t)p);
+        }
     }
     gpt2_refresh_working(model);
 }
 
 // ---------------------------------------------------------------------------------------------
 
-// Bounded. Against PyTorch in FP32: logits, loss, each parameter's gradient, and the losses and gradient
-// norms of ten AdamW steps on one batch. Sums of up to a few thousand FP32 terms in different orders: errors
-// of some 1e-6 relative. Fails with: LayerNorm eps 1e-6; GELU constant 0.0447; decay on biases; scale 1/HS.
+// Bounded. Against PyTorch in FP32: logits, loss, each parameter's gradient, and the losses and
+// gradient norms of ten AdamW steps on one batch. Sums of up to a few thousand FP32 terms in
+// different orders: errors of some 1e-6 relative. Fails with: LayerNorm eps 1e-6; GELU constant
+// 0.0447; decay on biases; scale 1/HS.
 static void test_reference(const char* model_path, const char* state_path) {
     Reference reference = reference_open(model_path, state_path);
     GPT2Config config = checkpoint_read_config(model_path);
@@ -62,11 +66,12 @@ static void test_reference(const char* model_path, const char* state_path) {
                                      reference.logits + (size_t)bt * (size_t)V, (size_t)V);
         if (!(d <= worst)) { worst = d; }
     }
-    report(worst < 1e-5, "pytorch logits", "worst row differs by %.1e of its length, bound 1e-5", worst);
+    report(worst < 1e-5, "pytorch logits", "worst row differs by %.1e of its length, bound 1e-5",
+           worst);
 
     float loss = gpt2_forward(&model, reference.inputs, reference.targets, B, T, 1.0f / (float)BT);
-    report(fabsf(loss - reference.loss) < 1e-5f * reference.loss, "pytorch loss", "%.6f, PyTorch %.6f", loss,
-           reference.loss);
+    report(fabsf(loss - reference.loss) < 1e-5f * reference.loss, "pytorch loss",
+           "%.6f, PyTorch %.6f", loss, reference.loss);
     gpt2_backward(&model, reference.inputs, B, T);
     for (int p = 0; p < NUM_PARAMS; p++) {
         size_t offset = model.specs[p].offset;
@@ -84,18 +89,21 @@ static void test_reference(const char* model_path, const char* state_path) {
         float norm = gpt2_gradient_norm(&model);
         float scale = norm > reference.clip ? reference.clip / norm : 1.0f;
         gpt2_update(&model, reference.learning_rate, reference.weight_decay, scale, step);
-        double dl = fabs(loss / reference.losses[step] - 1.0), dn = fabs(norm / reference.norms[step] - 1.0);
+        double dl = fabs(loss / reference.losses[step] - 1.0),
+               dn = fabs(norm / reference.norms[step] - 1.0);
         if (!(dl <= worst_loss)) { worst_loss = dl; }
         if (!(dn <= worst_norm)) { worst_norm = dn; }
     }
-    report(worst_loss < 1e-4 && worst_norm < 1e-3, "pytorch adamw", "%d steps: losses differ by at most %.1e, "
-           "norms by %.1e, bounds 1e-4 and 1e-3", reference.steps, worst_loss, worst_norm);
+    report(worst_loss < 1e-4 && worst_norm < 1e-3, "pytorch adamw",
+           "%d steps: losses differ by at most %.1e, norms by %.1e, bounds 1e-4 and 1e-3",
+           reference.steps, worst_loss, worst_norm);
     reference_close(&reference);
 }
 
-// Bounded, independent of PyTorch: along the gradient of each tensor the loss must change as the gradient
-// says. Central differences with step h have an error of h^2 times the third derivative, FP32 losses one of
-// 1e-7 / h: at h = 0.02 both are far below 1 %. Fails with: dresidual not zeroed; `=` for += in dwte.
+// Bounded, independent of PyTorch: along the gradient of each tensor the loss must change as the
+// gradient says. Central differences with step h have an error of h^2 times the third derivative,
+// FP32 losses one of 1e-7 / h: at h = 0.02 both are far below 1 %. Fails with: dresidual not
+// zeroed; `=` for += in dwte.
 static void test_finite_differences(void) {
     GPT2 model;
     int B = 2, T = 32, inputs[64], targets[64];
@@ -116,10 +124,14 @@ static void test_finite_differences(void) {
         double length = sqrt(squared), h = 0.02;
         for (int side = 0; side < 2; side++) {
             double step = side == 0 ? -h : h;
-            for (size_t i = 0; i < n; i++) { values[i] = (float)(saved[i] + step * gradient[i] / length); }
+            for (size_t i = 0; i < n; i++) {
+                values[i] = (float)(saved[i] + step * gradient[i] / length);
+            }
             gpt2_forward(&model, inputs, targets, B, T, 0.0f);
             loss[side] = 0.0;
-            for (int i = 0; i < B * T; i++) { loss[side] += (double)model.acts.losses[i] / (B * T); }
+            for (int i = 0; i < B * T; i++) {
+                loss[side] += (double)model.acts.losses[i] / (B * T);
+            }
         }
         memcpy(values, saved, n * sizeof(float));
         free(saved);
@@ -129,30 +141,34 @@ static void test_finite_differences(void) {
             worst_name = model.specs[p].name;
         }
     }
-    report(worst < 0.01, "finite differences", "%d tensors, worst %s off by %.4f, bound 0.01", NUM_PARAMS,
-           worst_name, worst);
+    report(worst < 0.01, "finite differences", "%d tensors, worst %s off by %.4f, bound 0.01",
+           NUM_PARAMS, worst_name, worst);
 }
 
 // ---------------------------------------------------------------------------------------------
 
-// Ten updates of a small model, two micro-batches each; losses (10). threads 0: as many as there are.
+// Ten updates of a small model, two micro-batches each; losses (10). threads 0: as
+// many as there are.
 static void train_small(GPT2* model, int first, int last, float* losses) {
     int B = 2, T = 32, inputs[64], targets[64];
     for (int step = first; step < last; step++) {
         gpt2_zero_grad(model);
         losses[step] = 0.0f;
         for (int micro = 0; micro < 2; micro++) {
-            oracle_tokens(inputs, targets, B * T, 16, (uint32_t)micro);       // few tokens: quickly learned
+            // few tokens: quickly learned
+            oracle_tokens(inputs, targets, B * T, 16, (uint32_t)micro);
             model->micro_step = (uint32_t)(2 * step + micro);
-            losses[step] += 0.5f * gpt2_forward(model, inputs, targets, B, T, 0.5f / (float)(B * T));
+            losses[step] += 0.5f * gpt2_forward(model, inputs, targets, B, T,
+                                                0.5f / (float)(B * T));
             gpt2_backward(model, inputs, B, T);
         }
         gpt2_update(model, 1e-3f, 0.1f, 1.0f, step);
     }
 }
 
-// Exact. Every recipe: two runs give the same bits, also with one thread instead of several. Fails with: a
-// sum over tokens made `omp parallel for reduction(+)`; SR seeded by the address of the operand.
+// Exact. Every recipe: two runs give the same bits, also with one thread instead of several.
+// Fails with: a sum over tokens made `omp parallel for reduction(+)`; SR seeded by the
+// address of the operand.
 static void test_same_bits(const char* recipe) {
     GPT2 a, b;
     float losses_a[10], losses_b[10];
@@ -163,15 +179,15 @@ static void test_same_bits(const char* recipe) {
     build_small(&b, recipe, 2, 32);
     train_small(&b, 0, 10, losses_b);
     omp_set_num_threads(threads);
-    report(same_bits(a.params, b.params, a.num_params) && same_bits(losses_a, losses_b, 10), "same bits",
-           "%s: 10 steps with %d threads and with %d, loss %.4f to %.4f", recipe, threads, threads > 1 ? 1 : 3,
-           losses_a[0], losses_a[9]);
+    report(same_bits(a.params, b.params, a.num_params) && same_bits(losses_a, losses_b, 10),
+           "same bits", "%s: 10 steps with %d threads and with %d, loss %.4f to %.4f", recipe,
+           threads, threads > 1 ? 1 : 3, losses_a[0], losses_a[9]);
     report(losses_a[9] < losses_a[0] - 0.5f, "learns", "%s: loss %.4f to %.4f", recipe, losses_a[0],
            losses_a[9]);
 }
 
-// Exact. Saved after 5 steps and resumed, the run ends with the bits of one that was not interrupted. Fails
-// with: v not loaded; bias correction counted from the resumed step.
+// Exact. Saved after 5 steps and resumed, the run ends with the bits of one that was not
+// interrupted. Fails with: v not loaded; bias correction counted from the resumed step.
 static void test_resume(const char* recipe) {
     char directory[] = "/tmp/test_gpt2_XXXXXX";
     check(mkdtemp(directory) != NULL, "cannot make a directory in /tmp");
@@ -186,8 +202,8 @@ static void test_resume(const char* recipe) {
     checkpoint_load(directory, 5, &resumed.config, resumed.params, resumed.m, resumed.v, "");
     gpt2_refresh_working(&resumed);
     train_small(&resumed, 5, 10, losses);
-    report(same_bits(whole.params, resumed.params, whole.num_params), "resume", "%s: 10 steps, or 5 and 5",
-           recipe);
+    report(same_bits(whole.params, resumed.params, whole.num_params), "resume",
+           "%s: 10 steps, or 5 and 5", recipe);
     char path[PATH_BYTES];
     checkpoint_path(path, directory, "model", 5);
     remove(path);
@@ -196,8 +212,8 @@ static void test_resume(const char* recipe) {
     remove(directory);
 }
 
-// Bounded. The gradient of one batch is the mean of those of its halves: sums in another order, so equal to
-// a few 1e-6. Fails with: dloss not divided by the number of micro-batches.
+// Bounded. The gradient of one batch is the mean of those of its halves: sums in another order, so
+// equal to a few 1e-6. Fails with: dloss not divided by the number of micro-batches.
 static void test_accumulation(void) {
     GPT2 whole, halves;
     int T = 32, inputs[128], targets[128];
@@ -207,17 +223,19 @@ static void test_accumulation(void) {
     gpt2_forward(&whole, inputs, targets, 4, T, 1.0f / (float)(4 * T));
     gpt2_backward(&whole, inputs, 4, T);
     for (int half = 0; half < 2; half++) {
-        gpt2_forward(&halves, inputs + half * 2 * T, targets + half * 2 * T, 2, T, 1.0f / (float)(4 * T));
+        gpt2_forward(&halves, inputs + half * 2 * T, targets + half * 2 * T, 2, T,
+                     1.0f / (float)(4 * T));
         gpt2_backward(&halves, inputs + half * 2 * T, 2, T);
     }
     double d = relative_distance(halves.grads, whole.grads, whole.num_params);
     report(d < 1e-5, "accumulation", "two halves differ from the whole by %.1e, bound 1e-5", d);
 }
 
-// Statistical. The nvfp4 gradient lies near the FP32 one, and the stochastic rounding of each micro-batch is
-// new: two means over 32 draws each (N = 64) are closer to each other than two draws, by sqrt(32) if draws
-// are independent. The number of weights, 24,576, makes the ratio accurate to a few percent; the band is 20 %.
-// Fails with: the step left out of the counter; dY and dY^T rounded by one tag.
+// Statistical. The nvfp4 gradient lies near the FP32 one, and the stochastic rounding of each
+// micro-batch is new: two means over 32 draws each (N = 64) are closer to each other than two
+// draws, by sqrt(32) if draws are independent. The number of weights, 24,576, makes the ratio
+// accurate to a few percent; the band is 20 %. Fails with: the step left out of the counter; dY and
+// dY^T rounded by one tag.
 static void test_quantized_gradient(void) {
     GPT2 exact, quantized;
     int B = 4, T = 32, inputs[128], targets[128], draws = 32;
@@ -240,18 +258,22 @@ static void test_quantized_gradient(void) {
             gpt2_backward(&quantized, inputs, B, T);
             if (draw == 0) { memcpy(single[half], quantized.grads + first, n * sizeof(float)); }
         }
-        for (size_t i = 0; i < n; i++) { mean[half][i] = quantized.grads[first + i] / (float)draws; }
+        for (size_t i = 0; i < n; i++) {
+            mean[half][i] = quantized.grads[first + i] / (float)draws;
+        }
     }
     double error = relative_distance(single[0], exact.grads + first, n);
-    double ratio = relative_distance(single[0], single[1], n) / relative_distance(mean[0], mean[1], n);
+    double ratio = relative_distance(single[0], single[1], n)
+                   / relative_distance(mean[0], mean[1], n);
     double expected = sqrt(draws);
-    report(error > 0.05 && error < 0.5, "quantized gradient", "qkvw off by %.3f of its length, expected 0.05 to "
-           "0.5", error);
-    report(ratio > 0.8 * expected && ratio < 1.2 * expected, "independent draws", "means of %d draws are %.2f "
-           "times closer than draws, expected %.2f", draws, ratio, expected);
+    report(error > 0.05 && error < 0.5, "quantized gradient",
+           "qkvw off by %.3f of its length, expected 0.05 to 0.5", error);
+    report(ratio > 0.8 * expected && ratio < 1.2 * expected, "independent draws", "means of %d "
+           "draws are %.2f times closer than draws, expected %.2f", draws, ratio, expected);
 }
 
-// Exact. The padded rows of wte stay zero: their logits take no part in anything. Fails with: softmax over Vp.
+// Exact. The padded rows of wte stay zero: their logits take no part in anything. Fails
+// with: softmax over Vp.
 static void test_padding(void) {
     GPT2 model;
     float losses[10];
@@ -259,8 +281,8 @@ static void test_padding(void) {
     train_small(&model, 0, 10, losses);
     size_t nonzero = 0, begin = (size_t)model.config.V * 64, end = (size_t)model.config.Vp * 64;
     for (size_t i = begin; i < end; i++) { nonzero += model.params[i] != 0.0f; }
-    report(nonzero == 0, "padding", "%zu of %zu weights of padded tokens are not zero after 10 steps", nonzero,
-           end - begin);
+    report(nonzero == 0, "padding",
+           "%zu of %zu weights of padded tokens are not zero after 10 steps", nonzero, end - begin);
 }
 
 // Exact. What the recipe strings mean. Fails with: 15 % rounded up; front counted from the end.
@@ -292,7 +314,8 @@ static struct {
 } oracle;
 
 // First pass: writes the operand. Second pass: counts the codes equal to those of the first.
-static void oracle_observe(int layer, int linear, int operand, const float* source, const Nvfp4Matrix* q) {
+static void oracle_observe(int layer, int linear, int operand, const float* source,
+                           const Nvfp4Matrix* q) {
     (void)source;
     OracleRecord record = { layer, linear, operand, q->rows, q->cols, *q->amax };
     size_t elements = (size_t)q->rows * (size_t)q->cols, blocks = elements / NVFP4_BLOCK;
@@ -314,10 +337,11 @@ static void oracle_observe(int layer, int linear, int operand, const float* sour
     oracle.records++;
 }
 
-// One forward and backward pass from the initial weights; everything quantized on the way goes to `path`. Then
-// the same with sums in another order: the share of codes that survives this is what can be expected of the
-// CUDA program, whose sums have an order of their own.
-static void write_oracle(const char* description, const char* recipe, int B, int T, const char* path) {
+// One forward and backward pass from the initial weights; everything quantized on the way goes to
+// `path`. Then the same with sums in another order: the share of codes that survives this is what
+// can be expected of the CUDA program, whose sums have an order of their own.
+static void write_oracle(const char* description, const char* recipe, int B, int T,
+                         const char* path) {
     GPT2 model;
     GPT2Config config = gpt2_config(description, T);
     int* inputs = (int*)xmalloc((size_t)(B * T) * sizeof(int), "tokens");
@@ -325,14 +349,16 @@ static void write_oracle(const char* description, const char* recipe, int B, int
     gpt2_build(&model, config, recipe_parse(recipe, config.L), B, T, 1337);
     oracle_tokens(inputs, targets, B * T, config.V, 1);
 
-    // loss and gradients are known after the records: their place is kept, and written again at the end
+    // loss and gradients are known after the records: their place is kept, and
+    // written again at the end
     OracleHeader header;
     memset(&header, 0, sizeof(header));
     header.magic = ORACLE_MAGIC;
     header.B = B;
     header.T = T;
     header.num_params = model.num_params;
-    check(strlen(description) < sizeof(header.model) && strlen(recipe) < sizeof(header.recipe), "too long");
+    check(strlen(description) < sizeof(header.model) && strlen(recipe) < sizeof(header.recipe),
+          "too long");
     strcpy(header.model, description);
     strcpy(header.recipe, recipe);
     size_t gradients = model.num_params <= ORACLE_MAX_GRADIENTS ? model.num_params : 0;
@@ -353,7 +379,8 @@ static void write_oracle(const char* description, const char* recipe, int B, int
     file_commit(oracle.file, path);
 
     oracle.file = fopen(path, "r+b");
-    check(oracle.file != NULL && fseek(oracle.file, first_record, SEEK_SET) == 0, "cannot read %s", path);
+    check(oracle.file != NULL && fseek(oracle.file, first_record, SEEK_SET) == 0,
+          "cannot read %s", path);
     oracle.comparing = 1;
     float* grads = alloc_floats(model.num_params, "gradients");
     memcpy(grads, model.grads, model.num_params * sizeof(float));
@@ -363,21 +390,23 @@ static void write_oracle(const char* description, const char* recipe, int B, int
     gpt2_backward(&model, inputs, B, T);
     gemm_cpu_terms = 0;
     header.reordered_gradients = (float)relative_distance(model.grads, grads, model.num_params);
-    header.reordered_codes = oracle.codes > 0 ? (float)oracle.equal_codes / (float)oracle.codes : 1.0f;
+    header.reordered_codes = oracle.codes > 0
+                             ? (float)oracle.equal_codes / (float)oracle.codes : 1.0f;
     rewind(oracle.file);
     file_write(&header, sizeof(header), oracle.file, path);
     check(fclose(oracle.file) == 0, "cannot write %s", path);
-    report(oracle.records > 0 || strncmp(recipe, "nvfp4", 5) != 0, "oracle", "%s: %d operands in %s; sums in "
-           "another order: %.2f %% of codes equal, loss off by %.1e, gradients by %.1e", recipe, oracle.records,
-           path, 100.0 * header.reordered_codes, fabs(header.reordered_loss / header.loss - 1.0),
-           header.reordered_gradients);
+    report(oracle.records > 0 || strncmp(recipe, "nvfp4", 5) != 0, "oracle",
+           "%s: %d operands in %s; sums in another order: %.2f %% of codes equal, loss off by "
+           "%.1e, gradients by %.1e", recipe, oracle.records, path, 100.0 * header.reordered_codes,
+           fabs(header.reordered_loss / header.loss - 1.0), header.reordered_gradients);
     free(grads);
     free(inputs);
     free(targets);
 }
 
 int main(int argc, char** argv) {
-    check(argc == 1 || argc == 3 || argc == 6, "usage: test_gpt2 [MODEL.bin STATE.bin | MODEL RECIPE B T OUT.bin]");
+    check(argc == 1 || argc == 3 || argc == 6,
+          "usage: test_gpt2 [MODEL.bin STATE.bin | MODEL RECIPE B T OUT.bin]");
     if (argc == 3) {
         test_reference(argv[1], argv[2]);
         return report_status();

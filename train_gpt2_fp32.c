@@ -1,15 +1,15 @@
 /*
 Trains GPT-2 on the CPU in plain C: the definition of correct.
 
-All arithmetic is FP32. The low-precision recipes (-p bf16, -p nvfp4) round and quantize what enters a
-GEMM and what the GPU program would store in BF16, with the very functions of llmc/nvfp4.h; so this
-program shows what a recipe does to a loss curve without a GPU, and it is the oracle of
+All arithmetic is FP32. The low-precision recipes (-p bf16, -p nvfp4) round and quantize what enters
+a GEMM and what the GPU program would store in BF16, with the very functions of llmc/nvfp4.h; so
+this program shows what a recipe does to a loss curve without a GPU, and it is the oracle of
 train_gpt2_nvfp4.cu, which has the same functions in the same order.
 
 Read: gpt2_forward, gpt2_backward, gpt2_update below; then llmc/recipe.h (which GEMM gets what),
-llmc/quantized_linear.h (the linear layer), llmc/nvfp4.h (the format), llmc/layers_cpu.h (the rest of
-the model). Everything about running (flags, data, log, checkpoints) is shared with the CUDA program
-and lives in llmc/ too.
+llmc/quantized_linear.h (the linear layer), llmc/nvfp4.h (the format), llmc/layers_cpu.h (the rest
+of the model). Everything about running (flags, data, log, checkpoints) is shared with the CUDA
+program and lives in llmc/ too.
 
 Errors end the program with one message; a library would return them. Results do not depend on the
 number of threads.
@@ -53,7 +53,8 @@ typedef struct {
     float* logits;          // (B,T,Vp)     overwritten by their gradient
     float* losses;          // (B,T)
     // scratch
-    float* proj;            // (B,T,C)      output of a projection, before it joins the residual stream
+    float* proj;            // (B,T,C)      output of a projection, before it joins the
+                            //              residual stream
     float* dresidual;       // (B,T,C)      gradient flowing down the residual stream
     float* dbt4c;           // (B,T,4C)     gradient inside a branch
     float* dbtc;            // (B,T,C)      likewise
@@ -133,7 +134,8 @@ static void gpt2_build(GPT2* model, GPT2Config config, Recipe recipe, int B, int
     model->T = T;
     size_t n = model->num_params = gpt2_param_specs(model->specs, &config);
     model->params = alloc_floats(n, "parameters");
-    model->working = recipe.base == FORMAT_FP32 ? model->params : alloc_floats(n, "rounded parameters");
+    model->working = recipe.base == FORMAT_FP32 ? model->params
+                                                : alloc_floats(n, "rounded parameters");
     model->grads = (float*)xcalloc(n * sizeof(float), "gradients");
     model->m = (float*)xcalloc(n * sizeof(float), "AdamW moments");
     model->v = (float*)xcalloc(n * sizeof(float), "AdamW moments");
@@ -158,16 +160,19 @@ static const Linear* linear_at(GPT2* model, int layer, int linear) {
     return &model->linear;
 }
 
-// Runs inputs (B,T) through the model and returns the mean loss against targets (B,T). With dloss not 0
-// the gradient of dloss * (sum of the losses) by the logits takes the logits' place, for gpt2_backward.
-static float gpt2_forward(GPT2* model, const int* inputs, const int* targets, int B, int T, float dloss) {
+// Runs inputs (B,T) through the model and returns the mean loss against targets (B,T). With
+// dloss not 0 the gradient of dloss * (sum of the losses) by the logits takes the logits'
+// place, for gpt2_backward.
+static float gpt2_forward(GPT2* model, const int* inputs, const int* targets, int B, int T,
+                          float dloss) {
     Activations* a = &model->acts;
     Format base = model->recipe.base;
     int C = model->config.C, NH = model->config.NH, V = model->config.V, Vp = model->config.Vp;
     int BT = B * T;
     size_t BTC = (size_t)BT * (size_t)C;
     check(B <= model->B && T <= model->T && T <= model->config.max_T,
-          "a batch of %d x %d tokens does not fit a model built for %d x %d", B, T, model->B, model->T);
+          "a batch of %d x %d tokens does not fit a model built for %d x %d", B, T, model->B,
+          model->T);
 
     encoder_forward(a->encoded, inputs, param(model, WTE, 0), param(model, WPE, 0), B, T, C);
     round_to(base, a->encoded, BTC);
@@ -193,8 +198,8 @@ static float gpt2_forward(GPT2* model, const int* inputs, const int* targets, in
                        linear_at(model, l, LINEAR_FC));
         gelu_forward(b->fch_gelu, b->fch, 4 * BTC);
         round_to(base, b->fch_gelu, 4 * BTC);
-        linear_forward(a->proj, b->fch_gelu, param(model, FCPROJW, l), param(model, FCPROJB, l), BT, 4 * C,
-                       C, linear_at(model, l, LINEAR_FCPROJ));
+        linear_forward(a->proj, b->fch_gelu, param(model, FCPROJW, l), param(model, FCPROJB, l), BT,
+                       4 * C, C, linear_at(model, l, LINEAR_FCPROJ));
         residual_forward(b->residual3, b->residual2, a->proj, BTC);
         round_to(base, b->residual3, BTC);
         residual = b->residual3;
@@ -227,20 +232,22 @@ static void gpt2_backward(GPT2* model, const int* inputs, int B, int T) {
     gemm_cpu(grad(model, WTE, 0), dlogits, a->lnf, Vp, C, BT, 1, 0, 1.0f, 1.0f);
     memset(dresidual, 0, BTC * sizeof(float));
     layernorm_backward(dresidual, grad(model, LNFW, 0), grad(model, LNFB, 0), a->dbtc,
-                       a->blocks[L - 1].residual3, param(model, LNFW, 0), a->lnf_mean, a->lnf_rstd, BT, C);
+                       a->blocks[L - 1].residual3, param(model, LNFW, 0), a->lnf_mean,
+                       a->lnf_rstd, BT, C);
     round_to(base, dresidual, BTC);
 
     for (int l = L - 1; l >= 0; l--) {
         const BlockActivations* b = &a->blocks[l];
         const float* residual = l == 0 ? a->encoded : a->blocks[l - 1].residual3;
-        linear_backward(a->dbt4c, grad(model, FCPROJW, l), grad(model, FCPROJB, l), dresidual, b->fch_gelu,
-                        param(model, FCPROJW, l), BT, 4 * C, C, linear_at(model, l, LINEAR_FCPROJ));
+        linear_backward(a->dbt4c, grad(model, FCPROJW, l), grad(model, FCPROJB, l), dresidual,
+                        b->fch_gelu, param(model, FCPROJW, l), BT, 4 * C, C,
+                        linear_at(model, l, LINEAR_FCPROJ));
         gelu_backward(a->dbt4c, a->dbt4c, b->fch, 4 * BTC);
         round_to(base, a->dbt4c, 4 * BTC);
         linear_backward(a->dbtc, grad(model, FCW, l), grad(model, FCB, l), a->dbt4c, b->ln2,
                         param(model, FCW, l), BT, C, 4 * C, linear_at(model, l, LINEAR_FC));
-        layernorm_backward(dresidual, grad(model, LN2W, l), grad(model, LN2B, l), a->dbtc, b->residual2,
-                           param(model, LN2W, l), b->ln2_mean, b->ln2_rstd, BT, C);
+        layernorm_backward(dresidual, grad(model, LN2W, l), grad(model, LN2B, l), a->dbtc,
+                           b->residual2, param(model, LN2W, l), b->ln2_mean, b->ln2_rstd, BT, C);
         round_to(base, dresidual, BTC);
 
         linear_backward(a->dbtc, grad(model, PROJW, l), grad(model, PROJB, l), dresidual, b->atty,
@@ -261,8 +268,8 @@ static void gpt2_zero_grad(GPT2* model) {
     memset(model->grads, 0, model->num_params * sizeof(float));
 }
 
-// Length of the gradient over all parameters. Sums of 65,536 squares each, then their sum in double: the
-// order does not depend on the number of threads.
+// Length of the gradient over all parameters. Sums of 65,536 squares each, then their sum in
+// double: the order does not depend on the number of threads.
 static float gpt2_gradient_norm(const GPT2* model) {
     size_t chunk = 65536, chunks = (model->num_params + chunk - 1) / chunk;
     double* sums = (double*)xmalloc(chunks * sizeof(double), "gradient norm");
@@ -279,11 +286,13 @@ static float gpt2_gradient_norm(const GPT2* model) {
 }
 
 // One AdamW step, number `step` counted from 0. grad_scale multiplies the gradients (clipping).
-static void gpt2_update(GPT2* model, float learning_rate, float weight_decay, float grad_scale, int step) {
+static void gpt2_update(GPT2* model, float learning_rate, float weight_decay, float grad_scale,
+                        int step) {
     for (int p = 0; p < NUM_PARAMS; p++) {
         const ParamSpec* spec = &model->specs[p];
         size_t begin = spec->offset, end = begin + spec->size * (size_t)spec->layers;
-        AdamW adamw = adamw_step(learning_rate, spec->decay ? weight_decay : 0.0f, grad_scale, step);
+        AdamW adamw = adamw_step(learning_rate, spec->decay ? weight_decay : 0.0f, grad_scale,
+                                 step);
         #pragma omp parallel for
         for (size_t i = begin; i < end; i++) {
             adamw_element(&model->params[i], &model->m[i], &model->v[i], model->grads[i], adamw);
@@ -295,8 +304,8 @@ static void gpt2_update(GPT2* model, float learning_rate, float weight_decay, fl
 // ---------------------------------------------------------------------------------------------
 // The run
 
-// One update: gradients of all its micro-batches, clipping, AdamW. Returns the mean loss; the norm of the
-// gradient before clipping goes to *norm.
+// One update: gradients of all its micro-batches, clipping, AdamW. Returns the mean loss; the norm
+// of the gradient before clipping goes to *norm.
 static float train_step(GPT2* model, TrainRun* run, int step, float learning_rate, float* norm) {
     const TrainConfig* c = &run->config;
     float loss = 0.0f;
@@ -322,13 +331,14 @@ static float estimate_loss(GPT2* model, TrainRun* run) {
         uint64_t left = run->val_rows - row;
         int rows = left < (uint64_t)run->config.B ? (int)left : run->config.B;
         dataloader_batch(&run->val, run->inputs, run->targets, row, rows);
-        sum += (double)rows * gpt2_forward(model, run->inputs, run->targets, rows, run->config.T, 0.0f);
+        sum += (double)rows * gpt2_forward(model, run->inputs, run->targets, rows,
+                                           run->config.T, 0.0f);
     }
     return (float)(sum / (double)run->val_rows);
 }
 
-// Draws sample_tokens tokens, each from the model's distribution given those before it. The random numbers
-// are of their own, so sampling does not disturb training.
+// Draws sample_tokens tokens, each from the model's distribution given those before it. The random
+// numbers are of their own, so sampling does not disturb training.
 static void generate(GPT2* model, TrainRun* run, int step) {
     int T = run->config.T, n = run->config.sample_tokens, V = model->config.V;
     int* tokens = run->inputs;          // (T)
@@ -338,7 +348,8 @@ static void generate(GPT2* model, TrainRun* run, int step) {
     for (int i = 0; i < n; i++) {
         int length = (i / 16 + 1) * 16 < T ? (i / 16 + 1) * 16 : T;     // whole blocks of 16 tokens
         gpt2_forward(model, tokens, run->targets, 1, length, 0.0f);
-        uint32_t word = philox4x32(model->seed, (uint32_t)i, (uint32_t)step, RANDOM_SAMPLE, 0).word[0];
+        uint32_t word =
+            philox4x32(model->seed, (uint32_t)i, (uint32_t)step, RANDOM_SAMPLE, 0).word[0];
         text[i] = sample_token(model->acts.logits + (size_t)i * (size_t)model->config.Vp, V,
                                random_uniform(word));
         if (i + 1 < T) { tokens[i + 1] = text[i]; }

@@ -1,19 +1,22 @@
 /*
-Trains GPT-2 on a GPU with the linear layers in NVFP4 (-p nvfp4), or in BF16 or FP32 to compare with.
+Trains GPT-2 on a GPU with the linear layers in NVFP4 (-p nvfp4), or in BF16 or FP32
+to compare with.
 
-This is train_gpt2_fp32.c on a GPU: the same functions in the same order with the same names, the same
-flags, data order, initial weights and log. Put the two side by side; where they differ is what this
-project teaches. Three things are new here:
+This is train_gpt2_fp32.c on a GPU: the same functions in the same order with the same names, the
+same flags, data order, initial weights and log. Put the two side by side; where they differ is what
+this project teaches. Three things are new here:
   - types: activations are `Real`, which is float for -p fp32 and BF16 otherwise; master weights,
     gradients of weights and AdamW's moments are always float
   - kernels instead of loops, launched on one stream; the CPU waits for the GPU once per update
   - a block whose linear layers are quantized keeps their inputs packed (llmc/linear.cuh)
 
-Read: gpt2_forward, gpt2_backward, gpt2_update; then llmc/linear.cuh (the recipe), llmc/quantize.cuh, the
-llmc/gemm*.cuh files (what an NVFP4 GEMM is on which GPU), and the other kernels.
+Read: gpt2_forward, gpt2_backward, gpt2_update; then llmc/linear.cuh (the recipe),
+llmc/quantize.cuh, the llmc/gemm*.cuh files (what an NVFP4 GEMM is on which GPU), and
+the other kernels.
 
-Two runs give the same bits, and a resumed run those of one that was never interrupted. On GPUs without
-FP4 tensor cores the FP4 GEMM is emulated: exact in every product. This version trains on one GPU.
+Two runs give the same bits, and a resumed run those of one that was never interrupted. On
+GPUs without FP4 tensor cores the FP4 GEMM is emulated: exact in every product. This
+version trains on one GPU.
 
 Errors end the program with one message; a library would return them.
 */
@@ -36,11 +39,12 @@ Errors end the program with one message; a library would return them.
 #include "llmc/linear.cuh"          // linear_forward, linear_backward
 
 // ---------------------------------------------------------------------------------------------
-// The model and what one micro-batch leaves behind for the backward pass. Pointers lead to the device
-// unless their name ends in _cpu.
+// The model and what one micro-batch leaves behind for the backward pass. Pointers lead to the
+// device unless their name ends in _cpu.
 
 template <typename Real> struct BlockActivations {
-    Real* ln1;              // (B,T,C)      ln1, ln2, fch_gelu: memory of their own only if backward reads them
+    Real* ln1;              // (B,T,C)      ln1, ln2, fch_gelu: memory of their own only if
+                            //              backward reads them
     float* ln1_mean;        // (B,T)
     float* ln1_rstd;        // (B,T)
     Real* qkv;              // (B,T,3C)
@@ -65,7 +69,8 @@ template <typename Real> struct Activations {
     Real* logits;           // (B,T,Vp)     overwritten by their gradient
     float* losses;          // (B,T)
     // scratch
-    Real* proj;             // (B,T,C)      output of a projection, before it joins the residual stream
+    Real* proj;             // (B,T,C)      output of a projection, before it joins the
+                            //              residual stream
     Real* dresidual;        // (B,T,C)      gradient flowing down the residual stream
     Real* dbt4c;            // (B,T,4C)     gradient inside a branch
     Real* dbtc;             // (B,T,C)      likewise
@@ -74,8 +79,8 @@ template <typename Real> struct Activations {
     float* norm_scratch;        // GLOBAL_NORM_BLOCKS
 };
 
-// A micro-batch of tokens on its way to the GPU. There are two, so that the CPU can prepare one while the
-// GPU works on the other.
+// A micro-batch of tokens on its way to the GPU. There are two, so that the CPU can prepare one
+// while the GPU works on the other.
 typedef struct {
     int* tokens_cpu;        // (B*T) inputs, (B*T) targets, then the inputs' TokenIndex; page-locked
     int* tokens;            // the same on the device
@@ -134,8 +139,9 @@ template <typename Real> static void gpt2_quantize_weights(GPT2<Real>* model) {
     int C = model->config.C;
     for (int l = 0; l < model->config.L; l++) {
         for (int i = 0; i < NUM_LINEARS; i++) {
-            linear_update_weight(&model->acts.blocks[l].linears[i], param(model, linear_shapes[i].weight, l),
-                                 linear_shapes[i].out * C, linear_shapes[i].in * C, linear_at(model, l, i));
+            linear_update_weight(&model->acts.blocks[l].linears[i],
+                                 param(model, linear_shapes[i].weight, l), linear_shapes[i].out * C,
+                                 linear_shapes[i].in * C, linear_at(model, l, i));
         }
     }
 }
@@ -143,17 +149,18 @@ template <typename Real> static void gpt2_quantize_weights(GPT2<Real>* model) {
 // Working weights follow from the masters: after these were set from the host.
 template <typename Real> static void gpt2_refresh_working(GPT2<Real>* model) {
     if ((void*)model->working != (void*)model->params) {
-        round_to_working((__nv_bfloat16*)model->working, model->params, model->num_params, model->stream);
+        round_to_working((__nv_bfloat16*)model->working, model->params, model->num_params,
+                         model->stream);
     }
     gpt2_quantize_weights(model);
 }
 
-// A block's activations. What only quantized GEMMs read (the inputs of the linear layers, except atty, which
-// attention's backward pass needs) is not kept beside its packed form: such tensors share the scratch
-// memory, and X^T in NVFP4 stays.
+// A block's activations. What only quantized GEMMs read (the inputs of the linear layers, except
+// atty, which attention's backward pass needs) is not kept beside its packed form: such tensors
+// share the scratch memory, and X^T in NVFP4 stays.
 template <typename Real>
-static void block_alloc(BlockActivations<Real>* b, const Activations<Real>* a, const Recipe* recipe, int layer,
-                        const GPT2Config* config, size_t B, size_t T) {
+static void block_alloc(BlockActivations<Real>* b, const Activations<Real>* a, const Recipe* recipe,
+                        int layer, const GPT2Config* config, size_t B, size_t T) {
     size_t NH = (size_t)config->NH, BT = B * T, BTC = BT * (size_t)config->C, real = sizeof(Real);
     int keep_inputs = !recipe_quantizes(recipe, WGRAD, layer, config->L);
     b->ln1 = keep_inputs ? (Real*)device_alloc(BTC * real, "linear inputs") : a->dbtc;
@@ -185,15 +192,17 @@ static void block_alloc(BlockActivations<Real>* b, const Activations<Real>* a, c
 }
 
 template <typename Real>
-static void activations_alloc(Activations<Real>* a, const Recipe* recipe, const GPT2Config* config, size_t B,
-                              size_t T) {
-    size_t L = (size_t)config->L, C = (size_t)config->C, BT = B * T, BTC = BT * C, real = sizeof(Real);
+static void activations_alloc(Activations<Real>* a, const Recipe* recipe, const GPT2Config* config,
+                              size_t B, size_t T) {
+    size_t L = (size_t)config->L, C = (size_t)config->C, BT = B * T, BTC = BT * C,
+           real = sizeof(Real);
     a->proj = (Real*)device_alloc(BTC * real, "scratch");
     a->dresidual = (Real*)device_alloc(BTC * real, "scratch");
     a->dbt4c = (Real*)device_alloc(4 * BTC * real, "scratch");
     a->dbtc = (Real*)device_alloc(BTC * real, "scratch");
     a->attention_delta = (float*)device_alloc(BT * (size_t)config->NH * sizeof(float), "scratch");
-    a->layernorm_scratch = (float*)device_alloc(layernorm_backward_scratch(config->C) * sizeof(float), "scratch");
+    a->layernorm_scratch = (float*)device_alloc(
+        layernorm_backward_scratch(config->C) * sizeof(float), "scratch");
     a->norm_scratch = (float*)device_alloc(GLOBAL_NORM_BLOCKS * sizeof(float), "scratch");
     a->blocks = (BlockActivations<Real>*)xcalloc(L * sizeof(BlockActivations<Real>), "blocks");
     for (size_t l = 0; l < L; l++) { block_alloc(&a->blocks[l], a, recipe, (int)l, config, B, T); }
@@ -205,9 +214,9 @@ static void activations_alloc(Activations<Real>* a, const Recipe* recipe, const 
     a->losses = (float*)device_alloc(BT * sizeof(float), "statistics");
 }
 
-// Memory that all linear layers share, for micro-batches of N tokens: operands that live for one GEMM, with
-// one piece for the codes, as large as the largest needs. Returns the largest number of elements that the two
-// operands of a quantized GEMM have together, 0 if the recipe quantizes none.
+// Memory that all linear layers share, for micro-batches of N tokens: operands that live for one
+// GEMM, with one piece for the codes, as large as the largest needs. Returns the largest number of
+// elements that the two operands of a quantized GEMM have together, 0 if the recipe quantizes none.
 static size_t linear_alloc(Linear* l, const GPT2Config* config, int N) {
     int C = config->C;
     l->alpha = (float*)device_alloc(sizeof(float), "scratch");
@@ -245,8 +254,8 @@ static void slot_alloc(BatchSlot* slot, int N) {
 }
 
 template <typename Real>
-static void gpt2_build(GPT2<Real>* model, GPT2Config config, Recipe recipe, GemmPath gemm_path, int B, int T,
-                       uint64_t seed) {
+static void gpt2_build(GPT2<Real>* model, GPT2Config config, Recipe recipe, GemmPath gemm_path,
+                       int B, int T, uint64_t seed) {
     memset(model, 0, sizeof(*model));
     model->config = config;
     model->recipe = recipe;
@@ -257,7 +266,9 @@ static void gpt2_build(GPT2<Real>* model, GPT2Config config, Recipe recipe, Gemm
     size_t n = model->num_params = gpt2_param_specs(model->specs, &config);
     model->params = (float*)device_alloc(n * sizeof(float), "master weights");
     model->working = (Real*)model->params;
-    if (recipe.base == FORMAT_BF16) { model->working = (Real*)device_alloc(n * sizeof(Real), "BF16 weights"); }
+    if (recipe.base == FORMAT_BF16) {
+        model->working = (Real*)device_alloc(n * sizeof(Real), "BF16 weights");
+    }
     model->grads = (float*)device_alloc(n * sizeof(float), "gradients");
     model->m = (float*)device_alloc(n * sizeof(float), "AdamW moments");
     model->v = (float*)device_alloc(n * sizeof(float), "AdamW moments");
@@ -278,7 +289,8 @@ static void gpt2_build(GPT2<Real>* model, GPT2Config config, Recipe recipe, Gemm
 
 // Masters and moments from host memory; whatever follows from them is made.
 template <typename Real>
-static void gpt2_set_state(GPT2<Real>* model, const float* params_cpu, const float* m_cpu, const float* v_cpu) {
+static void gpt2_set_state(GPT2<Real>* model, const float* params_cpu, const float* m_cpu,
+                           const float* v_cpu) {
     size_t bytes = model->num_params * sizeof(float);
     cudaCheck(cudaMemcpy(model->params, params_cpu, bytes, cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(model->m, m_cpu, bytes, cudaMemcpyHostToDevice));
@@ -300,18 +312,22 @@ static void gpt2_get_state(const GPT2<Real>* model, float* params_cpu, float* m_
 
 // Sends a micro-batch to the GPU without waiting for it.
 template <typename Real>
-static void gpt2_load_batch(GPT2<Real>* model, const int* inputs_cpu, const int* targets_cpu, int B, int T) {
+static void gpt2_load_batch(GPT2<Real>* model, const int* inputs_cpu, const int* targets_cpu, int B,
+                            int T) {
     int N = B * T;
     check(B <= model->B && T <= model->T && T <= model->config.max_T,
-          "a batch of %d x %d tokens does not fit a model built for %d x %d", B, T, model->B, model->T);
+          "a batch of %d x %d tokens does not fit a model built for %d x %d", B, T, model->B,
+          model->T);
     BatchSlot* slot = &model->slots[model->next_slot];
     model->next_slot ^= 1;
     cudaCheck(cudaEventSynchronize(slot->copied));
     memcpy(slot->tokens_cpu, inputs_cpu, (size_t)N * sizeof(int));
     memcpy(slot->tokens_cpu + N, targets_cpu, (size_t)N * sizeof(int));
-    int distinct = token_index_build(slot->tokens_cpu + 2 * (size_t)N, inputs_cpu, N, model->config.V);
+    int distinct = token_index_build(slot->tokens_cpu + 2 * (size_t)N, inputs_cpu, N,
+                                     model->config.V);
     size_t bytes = (2 * (size_t)N + token_index_size(N)) * sizeof(int);
-    cudaCheck(cudaMemcpyAsync(slot->tokens, slot->tokens_cpu, bytes, cudaMemcpyHostToDevice, model->stream));
+    cudaCheck(cudaMemcpyAsync(slot->tokens, slot->tokens_cpu, bytes, cudaMemcpyHostToDevice,
+                              model->stream));
     cudaCheck(cudaEventRecord(slot->copied, model->stream));
     model->inputs = slot->tokens;
     model->targets = slot->tokens + N;
@@ -319,11 +335,11 @@ static void gpt2_load_batch(GPT2<Real>* model, const int* inputs_cpu, const int*
 }
 
 // Runs inputs (B,T) through the model and adds the sum of their losses against targets (B,T) to
-// model->loss_sum. With dloss not 0 the gradient of dloss * (sum of the losses) by the logits takes the
-// logits' place, for gpt2_backward.
+// model->loss_sum. With dloss not 0 the gradient of dloss * (sum of the losses) by the logits takes
+// the logits' place, for gpt2_backward.
 template <typename Real>
-static void gpt2_forward(GPT2<Real>* model, const int* inputs_cpu, const int* targets_cpu, int B, int T,
-                         float dloss) {
+static void gpt2_forward(GPT2<Real>* model, const int* inputs_cpu, const int* targets_cpu, int B,
+                         int T, float dloss) {
     Activations<Real>* a = &model->acts;
     cudaStream_t stream = model->stream;
     int C = model->config.C, NH = model->config.NH, V = model->config.V, Vp = model->config.Vp;
@@ -332,7 +348,8 @@ static void gpt2_forward(GPT2<Real>* model, const int* inputs_cpu, const int* ta
     gpt2_load_batch(model, inputs_cpu, targets_cpu, B, T);
     model->linear.training = dloss != 0.0f;
 
-    encoder_forward(a->encoded, model->inputs, param(model, WTE, 0), param(model, WPE, 0), B, T, C, stream);
+    encoder_forward(a->encoded, model->inputs, param(model, WTE, 0), param(model, WPE, 0), B, T, C,
+                    stream);
     const Real* residual = a->encoded;
     for (int l = 0; l < model->config.L; l++) {
         BlockActivations<Real>* b = &a->blocks[l];
@@ -343,21 +360,25 @@ static void gpt2_forward(GPT2<Real>* model, const int* inputs_cpu, const int* ta
         attention_forward(b->atty, b->lse, b->qkv, B, T, NH, C / NH, stream);
         linear_forward(a->proj, b->atty, param(model, PROJW, l), param(model, PROJB, l),
                        &b->linears[LINEAR_PROJ], BT, C, C, linear_at(model, l, LINEAR_PROJ));
-        fused_residual_layernorm_forward(b->residual2, b->ln2, b->ln2_mean, b->ln2_rstd, residual, a->proj,
-                                         param(model, LN2W, l), param(model, LN2B, l), BT, C, stream);
+        fused_residual_layernorm_forward(b->residual2, b->ln2, b->ln2_mean, b->ln2_rstd, residual,
+                                         a->proj, param(model, LN2W, l), param(model, LN2B, l), BT,
+                                         C, stream);
 
         linear_forward(b->fch, b->ln2, param(model, FCW, l), param(model, FCB, l),
                        &b->linears[LINEAR_FC], BT, C, 4 * C, linear_at(model, l, LINEAR_FC));
         gelu_forward(b->fch_gelu, b->fch, 4 * BTC, stream);
         linear_forward(a->proj, b->fch_gelu, param(model, FCPROJW, l), param(model, FCPROJB, l),
-                       &b->linears[LINEAR_FCPROJ], BT, 4 * C, C, linear_at(model, l, LINEAR_FCPROJ));
+                       &b->linears[LINEAR_FCPROJ], BT, 4 * C, C,
+                       linear_at(model, l, LINEAR_FCPROJ));
         residual_forward(b->residual3, b->residual2, a->proj, BTC, stream);
         residual = b->residual3;
     }
     layernorm_forward(a->lnf, a->lnf_mean, a->lnf_rstd, residual, param(model, LNFW, 0),
                       param(model, LNFB, 0), BT, C, stream);
-    linear_fprop(a->logits, a->lnf, param(model, WTE, 0), (const Real*)NULL, BT, C, Vp, &model->gemm, stream);
-    fused_classifier(a->logits, a->losses, model->targets, dloss, B, T, V, Vp, dloss != 0.0f, stream);
+    linear_fprop(a->logits, a->lnf, param(model, WTE, 0), (const Real*)NULL, BT, C, Vp,
+                 &model->gemm, stream);
+    fused_classifier(a->logits, a->losses, model->targets, dloss, B, T, V, Vp, dloss != 0.0f,
+                     stream);
     sum_losses(model->loss_sum, a->losses, BT, stream);
 }
 
@@ -381,30 +402,31 @@ template <typename Real> static void gpt2_backward(GPT2<Real>* model, int B, int
     for (int l = L - 1; l >= 0; l--) {
         BlockActivations<Real>* b = &a->blocks[l];
         const Real* residual = l == 0 ? a->encoded : a->blocks[l - 1].residual3;
-        linear_backward(a->dbt4c, grad(model, FCPROJW, l), grad(model, FCPROJB, l), dresidual, b->fch_gelu,
-                        param(model, FCPROJW, l), &b->linears[LINEAR_FCPROJ], BT, 4 * C, C,
-                        linear_at(model, l, LINEAR_FCPROJ));
+        linear_backward(a->dbt4c, grad(model, FCPROJW, l), grad(model, FCPROJB, l), dresidual,
+                        b->fch_gelu, param(model, FCPROJW, l), &b->linears[LINEAR_FCPROJ], BT,
+                        4 * C, C, linear_at(model, l, LINEAR_FCPROJ));
         gelu_backward(a->dbt4c, a->dbt4c, b->fch, 4 * BTC, stream);
         linear_backward(a->dbtc, grad(model, FCW, l), grad(model, FCB, l), a->dbt4c, b->ln2,
                         param(model, FCW, l), &b->linears[LINEAR_FC], BT, C, 4 * C,
                         linear_at(model, l, LINEAR_FC));
-        layernorm_backward(dresidual, grad(model, LN2W, l), grad(model, LN2B, l), a->dbtc, b->residual2,
-                           param(model, LN2W, l), b->ln2_mean, b->ln2_rstd, a->layernorm_scratch, BT, C,
-                           stream);
+        layernorm_backward(dresidual, grad(model, LN2W, l), grad(model, LN2B, l), a->dbtc,
+                           b->residual2, param(model, LN2W, l), b->ln2_mean, b->ln2_rstd,
+                           a->layernorm_scratch, BT, C, stream);
 
         linear_backward(a->dbtc, grad(model, PROJW, l), grad(model, PROJB, l), dresidual, b->atty,
                         param(model, PROJW, l), &b->linears[LINEAR_PROJ], BT, C, C,
                         linear_at(model, l, LINEAR_PROJ));
-        attention_backward(a->dbt4c, a->dbtc, b->qkv, b->atty, b->lse, a->attention_delta, B, T, NH, C / NH,
-                           stream);
+        attention_backward(a->dbt4c, a->dbtc, b->qkv, b->atty, b->lse, a->attention_delta, B, T, NH,
+                           C / NH, stream);
         linear_backward(a->dbtc, grad(model, QKVW, l), grad(model, QKVB, l), a->dbt4c, b->ln1,
                         param(model, QKVW, l), &b->linears[LINEAR_QKV], BT, C, 3 * C,
                         linear_at(model, l, LINEAR_QKV));
         layernorm_backward(dresidual, grad(model, LN1W, l), grad(model, LN1B, l), a->dbtc, residual,
-                           param(model, LN1W, l), b->ln1_mean, b->ln1_rstd, a->layernorm_scratch, BT, C,
-                           stream);
+                           param(model, LN1W, l), b->ln1_mean, b->ln1_rstd, a->layernorm_scratch,
+                           BT, C, stream);
     }
-    encoder_backward(grad(model, WTE, 0), grad(model, WPE, 0), dresidual, model->token_index, B, T, C, stream);
+    encoder_backward(grad(model, WTE, 0), grad(model, WPE, 0), dresidual, model->token_index, B, T,
+                     C, stream);
 }
 
 template <typename Real> static void gpt2_zero_grad(GPT2<Real>* model) {
@@ -418,7 +440,8 @@ template <typename Real> static void gpt2_zero_loss(GPT2<Real>* model) {
 // Waits for the GPU and returns the sum of the losses since gpt2_zero_loss.
 template <typename Real> static float gpt2_loss_sum(const GPT2<Real>* model) {
     float sum;
-    cudaCheck(cudaMemcpyAsync(&sum, model->loss_sum, sizeof(float), cudaMemcpyDeviceToHost, model->stream));
+    cudaCheck(cudaMemcpyAsync(&sum, model->loss_sum, sizeof(float), cudaMemcpyDeviceToHost,
+                              model->stream));
     cudaCheck(cudaStreamSynchronize(model->stream));
     return sum;
 }
@@ -426,8 +449,8 @@ template <typename Real> static float gpt2_loss_sum(const GPT2<Real>* model) {
 // Length of the gradient over all parameters. Waits for the GPU.
 template <typename Real> static float gpt2_gradient_norm(const GPT2<Real>* model) {
     float squared;
-    global_norm_squared(model->norm_squared, model->grads, model->num_params, model->acts.norm_scratch,
-                        model->stream);
+    global_norm_squared(model->norm_squared, model->grads, model->num_params,
+                        model->acts.norm_scratch, model->stream);
     cudaCheck(cudaMemcpyAsync(&squared, model->norm_squared, sizeof(float), cudaMemcpyDeviceToHost,
                               model->stream));
     cudaCheck(cudaStreamSynchronize(model->stream));
@@ -441,21 +464,25 @@ template <typename Real> static void gpt2_check_finite(const GPT2<Real>* model, 
                               model->stream));
     cudaCheck(cudaStreamSynchronize(model->stream));
     int tag = found - 1, operand = tag % NUM_OPERANDS, linear = tag / NUM_OPERANDS;
-    check(found == 0, "step %d, layer %d %s: %s is not finite, or its amax times the other operand's leaves "
-          "FP32; the checkpoints written before are good", step, linear / NUM_LINEARS,
-          linear_name(linear % NUM_LINEARS), operand_name(operand));
+    check(found == 0, "step %d, layer %d %s: %s is not finite, or its amax times the "
+          "other operand's leaves FP32; the checkpoints written before are good", step,
+          linear / NUM_LINEARS, linear_name(linear % NUM_LINEARS), operand_name(operand));
 }
 
 // One AdamW step, number `step` counted from 0. grad_scale multiplies the gradients (clipping).
 template <typename Real>
-static void gpt2_update(GPT2<Real>* model, float learning_rate, float weight_decay, float grad_scale, int step) {
-    __nv_bfloat16* working = model->recipe.base == FORMAT_BF16 ? (__nv_bfloat16*)model->working : NULL;
+static void gpt2_update(GPT2<Real>* model, float learning_rate, float weight_decay,
+                        float grad_scale, int step) {
+    __nv_bfloat16* working = model->recipe.base == FORMAT_BF16 ? (__nv_bfloat16*)model->working
+                                                               : NULL;
     for (int p = 0; p < NUM_PARAMS; p++) {
         const ParamSpec* spec = &model->specs[p];
         size_t begin = spec->offset, count = spec->size * (size_t)spec->layers;
-        AdamW adamw = adamw_step(learning_rate, spec->decay ? weight_decay : 0.0f, grad_scale, step);
-        adamw_update(model->params + begin, working != NULL ? working + begin : NULL, model->grads + begin,
-                     model->m + begin, model->v + begin, count, adamw, model->stream);
+        AdamW adamw = adamw_step(learning_rate, spec->decay ? weight_decay : 0.0f, grad_scale,
+                                 step);
+        adamw_update(model->params + begin, working != NULL ? working + begin : NULL,
+                     model->grads + begin, model->m + begin, model->v + begin, count, adamw,
+                     model->stream);
     }
     gpt2_quantize_weights(model);
 }
@@ -463,10 +490,11 @@ static void gpt2_update(GPT2<Real>* model, float learning_rate, float weight_dec
 // ---------------------------------------------------------------------------------------------
 // The run
 
-// One update: gradients of all its micro-batches, clipping, AdamW. Returns the mean loss; the norm of the
-// gradient before clipping goes to *norm.
+// One update: gradients of all its micro-batches, clipping, AdamW. Returns the mean loss; the norm
+// of the gradient before clipping goes to *norm.
 template <typename Real>
-static float train_step(GPT2<Real>* model, TrainRun* run, int step, float learning_rate, float* norm) {
+static float train_step(GPT2<Real>* model, TrainRun* run, int step, float learning_rate,
+                        float* norm) {
     const TrainConfig* c = &run->config;
     gpt2_zero_grad(model);
     gpt2_zero_loss(model);
@@ -498,8 +526,8 @@ template <typename Real> static float estimate_loss(GPT2<Real>* model, TrainRun*
     return (float)(sum / ((double)run->val_rows * run->config.T));
 }
 
-// Draws sample_tokens tokens, each from the model's distribution given those before it. The random numbers
-// are of their own, so sampling does not disturb training.
+// Draws sample_tokens tokens, each from the model's distribution given those before it. The random
+// numbers are of their own, so sampling does not disturb training.
 template <typename Real> static void generate(GPT2<Real>* model, TrainRun* run, int step) {
     int T = run->config.T, n = run->config.sample_tokens, V = model->config.V;
     int* tokens = run->inputs;          // (T)
@@ -514,7 +542,8 @@ template <typename Real> static void generate(GPT2<Real>* model, TrainRun* run, 
         cudaCheck(cudaMemcpy(row, model->acts.logits + (size_t)i * (size_t)model->config.Vp,
                              (size_t)V * sizeof(Real), cudaMemcpyDeviceToHost));
         for (int v = 0; v < V; v++) { logits[v] = to_float(row[v]); }
-        uint32_t word = philox4x32(model->seed, (uint32_t)i, (uint32_t)step, RANDOM_SAMPLE, 0).word[0];
+        uint32_t word =
+            philox4x32(model->seed, (uint32_t)i, (uint32_t)step, RANDOM_SAMPLE, 0).word[0];
         text[i] = sample_token(logits, V, random_uniform(word));
         if (i + 1 < T) { tokens[i + 1] = text[i]; }
     }
@@ -527,10 +556,12 @@ template <typename Real> static void generate(GPT2<Real>* model, TrainRun* run, 
 // The whole run, once it is known how activations are stored.
 template <typename Real> static void train(TrainRun* run, const cudaDeviceProp* device) {
     GPT2<Real> model;
-    gpt2_build(&model, run->model, run->recipe, gemm_path_parse(run->config.gemm_path), run->config.B,
-               run->config.T, run->config.seed);
-    printf("gemm path         %s; the device is sm_%d%d\n", gemm_path_text(model.gemm.path), device->major,
-           device->minor);
+    gpt2_build(&model, run->model, run->recipe, gemm_path_parse(run->config.gemm_path),
+               run->config.B, run->config.T, run->config.seed);
+    if (model.linear.x_q[0].codes != NULL) {        // the recipe quantizes something
+        printf("gemm path         %s; the device is sm_%d%d\n", gemm_path_text(model.gemm.path),
+               device->major, device->minor);
+    }
     device_memory_print();
 
     // masters and moments as checkpoints hold them
@@ -577,16 +608,16 @@ template <typename Real> static void train(TrainRun* run, const cudaDeviceProp* 
 // The GPU to train on, or an error that says what is wrong with what there is.
 static cudaDeviceProp device_open(void) {
     const char* ranks = getenv("OMPI_COMM_WORLD_SIZE");     // mpirun tells the programs it starts
-    check(ranks == NULL || strcmp(ranks, "1") == 0, "started %s times by mpirun, but this version trains on "
-          "one GPU: mpirun -np 1", ranks);
+    check(ranks == NULL || strcmp(ranks, "1") == 0,
+          "started %s times by mpirun, but this version trains on one GPU: mpirun -np 1", ranks);
     int count = 0;
     cudaError_t status = cudaGetDeviceCount(&count);
-    check(status == cudaSuccess && count > 0, "no CUDA GPU to train on (%s); train_gpt2_fp32 does the same on "
-          "the CPU", status == cudaSuccess ? "none found" : cudaGetErrorString(status));
+    check(status == cudaSuccess && count > 0, "no CUDA GPU to train on (%s); train_gpt2_fp32 does "
+          "the same on the CPU", status == cudaSuccess ? "none found" : cudaGetErrorString(status));
     cudaDeviceProp device;
     cudaCheck(cudaGetDeviceProperties(&device, 0));
-    check(device.major >= 8, "%s has compute capability %d.%d; BF16 tensor cores begin with 8.0 (A100)",
-          device.name, device.major, device.minor);
+    check(device.major >= 8, "%s has compute capability %d.%d; BF16 tensor cores begin with "
+          "8.0 (A100)", device.name, device.major, device.minor);
     cudaCheck(cudaSetDevice(0));
     return device;
 }

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 #
-# dev/gpu_verify.sh OUT: everything that is claimed of the CUDA program on a GPU, but for the long runs
-# (dev/gpu_compare.sh): tests, PyTorch and transformers, the C program, compute-sanitizer, speed. The log goes
-# to OUT/verify.log. About 6 minutes on one H200 with 16 cores. Needs the CUDA toolkit and a Python with PyTorch
-# and transformers; token files as for `make run`.
+# dev/gpu_verify.sh OUT: everything that is claimed of the CUDA program on a GPU, but for the long
+# runs (dev/gpu_compare.sh): tests, PyTorch and transformers, the C program, compute-sanitizer,
+# speed. The log goes to OUT/verify.log. About 6 minutes on one H200 with 16 cores. Needs the CUDA
+# toolkit and a Python with PyTorch and transformers; token files as for `make run`.
 #
-#   LLMC="command" dev/gpu_verify.sh OUT    times llm.c between two of our own runs (bench_llmc.sh says how it
-#                                           has to be built)
+#   LLMC="command" dev/gpu_verify.sh OUT    times llm.c between two of our own runs (bench_llmc.sh
+#                                           says how it has to be built)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out=${1:?usage: dev/gpu_verify.sh OUT}
@@ -36,30 +36,37 @@ everything() {
     done
 
     # PyTorch in FP32 on this GPU against both programs, and our model file read by transformers
-    run 120 python3 dev/reference/make_reference.py -model d12 -B 4 -T 64 -lr 1e-4 -device cuda -o "$scratch/d12"
+    run 120 python3 dev/reference/make_reference.py -model d12 -B 4 -T 64 -lr 1e-4 -device cuda \
+        -o "$scratch/d12"
     run 120 build/test/cuda/test_model "$scratch/d12_model.bin" "$scratch/d12_state.bin"
     run 120 ./test_gpt2 "$scratch/d12_model.bin" "$scratch/d12_state.bin"
     run 60 python3 dev/reference/safetensors_export.py "$scratch/d12_model.bin" "$scratch/d12_hf"
-    run 60 python3 dev/reference/hf_check.py "$scratch/d12_hf" "$scratch/d12_model.bin" "$scratch/d12_state.bin"
+    run 60 python3 dev/reference/hf_check.py "$scratch/d12_hf" "$scratch/d12_model.bin" \
+        "$scratch/d12_state.bin"
 
     # the first step of d12 in the C program and in this one
     run 120 ./test_gpt2 d12 nvfp4 2 512 "$scratch/oracle_d12.bin"
     run 120 build/test/cuda/test_model "$scratch/oracle_d12.bin"
 
-    # 50 updates in FP32, C and CUDA; then the losses under nvfp4, with a second run that must have the same bits
-    local small=(-i data/quickstart_train.bin -j data/quickstart_val.bin -e layers=4,channels=128,heads=4,vocab=257
-                 -b 16 -t 128 -l 1e-3 -u 20)
+    # 50 updates in FP32, C and CUDA; then the losses under nvfp4, with a second run that
+    # must have the same bits
+    local small=(-i data/quickstart_train.bin -j data/quickstart_val.bin
+                 -e layers=4,channels=128,heads=4,vocab=257 -b 16 -t 128 -l 1e-3 -u 20)
     run 120 ./train_gpt2_fp32 "${small[@]}" -x 50 -p fp32 -o "$out/c_fp32"
     run 60 ./train_gpt2_nvfp4 "${small[@]}" -x 50 -p fp32 -o "$out/cuda_fp32"
     run 10 python3 dev/logs.py compare "$out/cuda_fp32" "$out/c_fp32" 1e-4
     for recipe in bf16 nvfp4; do
-        run 240 ./train_gpt2_fp32 "${small[@]}" -x 400 -v 20 -vt 65536 -p "$recipe" -o "$out/c_$recipe"
-        run 60 ./train_gpt2_nvfp4 "${small[@]}" -x 400 -v 20 -vt 65536 -p "$recipe" -o "$out/cuda_$recipe"
-        run 60 ./train_gpt2_nvfp4 "${small[@]}" -x 400 -v 20 -vt 65536 -p "$recipe" -o "$out/cuda_${recipe}_again"
+        run 240 ./train_gpt2_fp32 "${small[@]}" -x 400 -v 20 -vt 65536 -p "$recipe" \
+            -o "$out/c_$recipe"
+        run 60 ./train_gpt2_nvfp4 "${small[@]}" -x 400 -v 20 -vt 65536 -p "$recipe" \
+            -o "$out/cuda_$recipe"
+        run 60 ./train_gpt2_nvfp4 "${small[@]}" -x 400 -v 20 -vt 65536 -p "$recipe" \
+            -o "$out/cuda_${recipe}_again"
         run 10 python3 dev/logs.py compare "$out/cuda_$recipe" "$out/cuda_${recipe}_again" 0
         run 10 python3 dev/logs.py table "$out/cuda_$recipe" "$out/c_$recipe"
     done
-    # interrupted after 100 updates, in the middle of an epoch, and resumed: the losses of the whole run
+    # interrupted after 100 updates, in the middle of an epoch, and resumed: the
+    # losses of the whole run
     local resumed=("${small[@]}" -x 200 -p nvfp4 -n 100)
     run 60 ./train_gpt2_nvfp4 "${resumed[@]}" -o "$out/whole"
     run 60 ./train_gpt2_nvfp4 "${resumed[@]}" -o "$out/parts"
@@ -80,14 +87,19 @@ everything() {
         [ -x "$bench" ] && [ "${bench%.d}" = "$bench" ] && run 60 "$bench"
     done
 
-    # memory errors and races, a short run of each recipe. Races are looked for in our kernels: in cuBLAS's for
-    # Hopper (nvjet), which order shared memory by mbarriers, racecheck reports some.
-    local tiny=(-i data/quickstart_train.bin -j data/quickstart_val.bin -e layers=2,channels=128,heads=2,vocab=257
-                -b 2 -t 80 -x 2 -v 2 -vt 240 -s 2 -sn 2)
+    # memory errors and races, a short run of each recipe. racecheck does not follow the mbarriers by which
+    # cuBLAS's kernels for Hopper (nvjet) order shared memory, and reports hazards there; in ours there must be
+    # none. (To exclude those kernels from it crashes the sanitizer of CUDA 13.0.)
+    local tiny=(-i data/quickstart_train.bin -j data/quickstart_val.bin
+                -e layers=2,channels=128,heads=2,vocab=257 -b 2 -t 80 -x 2 -v 2 -vt 240 -s 2 -sn 2)
     for recipe in fp32 bf16 nvfp4 nvfp4,tail=0,tile16=0; do
-        run 120 compute-sanitizer --tool memcheck --error-exitcode 9 ./train_gpt2_nvfp4 "${tiny[@]}" -p "$recipe"
-        run 120 compute-sanitizer --tool racecheck --kernel-regex-exclude kns=nvjet --error-exitcode 9 \
+        run 120 compute-sanitizer --tool memcheck --error-exitcode 9 \
             ./train_gpt2_nvfp4 "${tiny[@]}" -p "$recipe"
+        printf '\n=== racecheck, recipe %s\n' "$recipe"
+        timeout 120 compute-sanitizer --tool racecheck ./train_gpt2_nvfp4 "${tiny[@]}" -p "$recipe" \
+            > "$scratch/races" 2>&1 || { echo "FAILED with status $?"; failed=1; }
+        echo "hazards: $(grep -c 'Race reported' "$scratch/races"), all in nvjet kernels unless listed here:"
+        if grep 'Race reported' "$scratch/races" | grep -v nvjet; then failed=1; fi
     done
     echo
     [ "$failed" -eq 0 ] && echo "verified" || echo "something FAILED"

@@ -20,10 +20,10 @@ RECIPES=(nvfp4 bf16 fp32)
 SETTINGS=(
     -i data/quickstart_train.bin -j data/quickstart_val.bin
     -e "layers=4,channels=128,heads=4,vocab=257"
-    -b 8 -t 128                     # 1024 tokens a step
-    -x 800 -l 3e-3 -u 50 -q 0.1     # steps; learning rate: peak, warmup, final fraction
-    -v 100 -vt 16384                # validate every 100 steps
-    -s 800 -sn 128                  # write some text at the end
+    -b 16 -t 64                     # 1024 tokens a step
+    -x 700 -l 5e-3 -u 50 -q 0.1     # steps; learning rate: peak, warmup, final fraction
+    -v 100 -vt 19200                # validate every 100 steps
+    -s 350 -sn 64                   # write some text at the beginning, halfway and at the end
 )
 
 step() { printf '\n--- %s\n' "$1"; }

@@ -15,8 +15,8 @@ Plain C11 that nvcc also compiles for the device; the same input gives the same 
 #include <string.h>
 
 // UNROLL stands before a loop over a small array that a device thread keeps in registers, where an
-// element is named, not indexed. C compilers decide for themselves. LANES is UNROLL before a loop whose
-// turns are independent: a C compiler makes vector instructions of it.
+// element is named, not indexed. C compilers decide for themselves. LANES is UNROLL before a loop
+// whose turns are independent: a C compiler makes vector instructions of it.
 #ifdef __CUDACC__
 #define HOST_DEVICE __host__ __device__
 #define UNROLL _Pragma("unroll")
@@ -43,8 +43,8 @@ HOST_DEVICE static inline float bits_float(uint32_t bits) {
     return x;
 }
 
-// The bits of |x|. As integers they order like the absolute values, with Inf and then NaN on top, so
-// a maximum over them cannot lose a NaN as fmaxf would.
+// The bits of |x|. As integers they order like the absolute values, with Inf and then NaN on top,
+// so a maximum over them cannot lose a NaN as fmaxf would.
 HOST_DEVICE static inline uint32_t float_abs_bits(float x) {
     return float_bits(x) & ~FLOAT_SIGN_BIT;
 }

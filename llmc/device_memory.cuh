@@ -1,6 +1,6 @@
 /*
-Device memory by family: every long-lived allocation names the family it belongs to, and the start-up
-printout says how much each family takes.
+Device memory by family: every long-lived allocation names the family it belongs to, and the
+start-up printout says how much each family takes.
 */
 #ifndef LLMC_DEVICE_MEMORY_CUH
 #define LLMC_DEVICE_MEMORY_CUH
@@ -18,6 +18,7 @@ static inline MemoryFamily* memory_families(void) {
 }
 
 static inline void* device_alloc(size_t bytes, const char* family) {
+    if (bytes == 0) { return NULL; }
     MemoryFamily* f = memory_families();
     int i = 0;
     while (i < MEMORY_FAMILIES && f[i].name != NULL && strcmp(f[i].name, family) != 0) { i++; }
@@ -30,7 +31,8 @@ static inline void* device_alloc(size_t bytes, const char* family) {
 static inline void device_memory_print(void) {
     size_t total = 0;
     printf("device memory     MiB\n");
-    for (const MemoryFamily* f = memory_families(); f < memory_families() + MEMORY_FAMILIES && f->name != NULL; f++) {
+    for (const MemoryFamily* f = memory_families();
+         f < memory_families() + MEMORY_FAMILIES && f->name != NULL; f++) {
         printf("  %-22s %9.1f\n", f->name, (double)f->bytes / (1 << 20));
         total += f->bytes;
     }

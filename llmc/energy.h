@@ -1,6 +1,6 @@
 /*
-The GPU's energy meter, through NVML, which is opened at run time: a machine without it, or a GPU without
-a meter, trains just the same and prints no energy.
+The GPU's energy meter, through NVML, which is opened at run time: a machine without it, or a GPU
+without a meter, trains just the same and prints no energy.
 
 C11 that also compiles as C++17.
 */
@@ -28,8 +28,10 @@ static inline EnergyMeter energy_open(const char* bus_id) {
     if (library == NULL) { return meter; }
     NvmlInit init;
     NvmlHandleByPciBusId handle;
-    // dlsym returns an object pointer; ISO C knows no cast to a function pointer, memory knows no types
-    void* symbols[3] = { dlsym(library, "nvmlInit_v2"), dlsym(library, "nvmlDeviceGetHandleByPciBusId_v2"),
+    // dlsym returns an object pointer; ISO C knows no cast to a function pointer,
+    // memory knows no types
+    void* symbols[3] = { dlsym(library, "nvmlInit_v2"),
+                         dlsym(library, "nvmlDeviceGetHandleByPciBusId_v2"),
                          dlsym(library, "nvmlDeviceGetTotalEnergyConsumption") };
     memcpy(&init, &symbols[0], sizeof(init));
     memcpy(&handle, &symbols[1], sizeof(handle));

@@ -1,8 +1,9 @@
 /*
-The matrix product of the CPU program: OpenBLAS does the arithmetic, this file the division of labour.
+The matrix product of the CPU program: OpenBLAS does the arithmetic, this file the
+division of labour.
 
-The result is cut into tiles by its shape alone and every tile is one single-threaded BLAS call, so each
-element is summed in the same order whatever the number of threads.
+The result is cut into tiles by its shape alone and every tile is one single-threaded BLAS call, so
+each element is summed in the same order whatever the number of threads.
 */
 #ifndef LLMC_GEMM_CPU_H
 #define LLMC_GEMM_CPU_H
@@ -11,28 +12,28 @@ element is summed in the same order whatever the number of threads.
 #include <omp.h>
 #include <stddef.h>
 
-// Once, before the first product: threads are ours, BLAS calls have one each. (OpenBLAS's build for OpenMP
-// sets the number of threads of the whole program, so that is restored.)
+// Once, before the first product: threads are ours, BLAS calls have one each. (OpenBLAS's build for
+// OpenMP sets the number of threads of the whole program, so that is restored.)
 static inline void gemm_cpu_init(void) {
     int threads = omp_get_max_threads();
     openblas_set_num_threads(1);
     omp_set_num_threads(threads);
 }
 
-// If not 0, every sum over K is made of parts of so many terms, one after the other, as tensor cores do with 16.
-// For tests, and for a program built with -DGEMM_CPU_TERMS=16: what differs then differs by the order of
-// summation alone.
+// If not 0, every sum over K is made of parts of so many terms, one after the other, as tensor
+// cores do with 16. For tests, and for a program built with -DGEMM_CPU_TERMS=16: what differs then
+// differs by the order of summation alone.
 #ifndef GEMM_CPU_TERMS
 #define GEMM_CPU_TERMS 0
 #endif
 static int gemm_cpu_terms = GEMM_CPU_TERMS;
 
-// D (M,N) = alpha * op(A) @ op(B) + beta * D, all row-major and without gaps. op transposes: A is stored
-// as (K,M) if transpose_a, B as (N,K) if transpose_b.
+// D (M,N) = alpha * op(A) @ op(B) + beta * D, all row-major and without gaps. op transposes: A is
+// stored as (K,M) if transpose_a, B as (N,K) if transpose_b.
 static inline void gemm_cpu(float* D, const float* A, const float* B, int M, int N, int K,
                             int transpose_a, int transpose_b, float alpha, float beta) {
-    // 128 x 512 keeps OpenBLAS at 0.9 and more of its speed on the whole product; a small result is cut
-    // finer, so that there is work for every thread
+    // 128 x 512 keeps OpenBLAS at 0.9 and more of its speed on the whole product; a small result is
+    // cut finer, so that there is work for every thread
     int tile_m = 128, tile_n = 512;
     while (tile_m > 32 && ((M + tile_m - 1) / tile_m) * ((N + tile_n - 1) / tile_n) < 16) {
         if (tile_n > tile_m) { tile_n /= 2; } else { tile_m /= 2; }
@@ -45,8 +46,10 @@ static inline void gemm_cpu(float* D, const float* A, const float* B, int M, int
         int most = gemm_cpu_terms > 0 ? gemm_cpu_terms : K;
         for (int k = 0; k < K; k += most) {
             int terms = K - k < most ? K - k : most;
-            const float* a = A + (transpose_a ? (size_t)k * (size_t)M + m : (size_t)m * (size_t)K + k);
-            const float* b = B + (transpose_b ? (size_t)n * (size_t)K + k : (size_t)k * (size_t)N + n);
+            const float* a = A + (transpose_a ? (size_t)k * (size_t)M + m
+                                              : (size_t)m * (size_t)K + k);
+            const float* b = B + (transpose_b ? (size_t)n * (size_t)K + k
+                                              : (size_t)k * (size_t)N + n);
             cblas_sgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans,
                         transpose_b ? CblasTrans : CblasNoTrans, rows, cols, terms, alpha,
                         a, transpose_a ? M : K, b, transpose_b ? K : N, k == 0 ? beta : 1.0f,

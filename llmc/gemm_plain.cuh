@@ -94,9 +94,9 @@ static inline cublasLtMatrixLayout_t gemm_layout(cudaDataType_t type, int rows, 
     return layout;
 }
 
-// cuBLAS sees every matrix transposed, so it computes D^T = B @ A^T, with our B as its first operand.
-// Our B (N,K) looks to it like (K,N) and has to be transposed back; our A (M,K) looks like (K,M),
-// which is the A^T that it needs.
+// cuBLAS sees every matrix transposed, so it computes D^T = B @ A^T, with our B as its first
+// operand. Our B (N,K) looks to it like (K,N) and has to be transposed back; our A (M,K) looks like
+// (K,M), which is the A^T that it needs.
 static inline void gemm_make_plan(GemmPlan* plan, const GemmPlain* g, const GemmArgs* a) {
     plan->args = *a;
     cublasCheck(cublasLtMatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));

@@ -41,17 +41,17 @@ static inline void gpt2_config_check(const GPT2Config* c) {
     check(c->L >= 1 && c->C >= 16 && c->NH >= 1 && c->max_T >= 1,
           "a model needs layers, channels, heads: for instance -e d12, or "
           "-e layers=4,channels=128,heads=4,vocab=257");
-    check(c->V >= 2 && c->V <= 65536, "a vocabulary of %d does not fit the token files (2 to 65536)",
-          c->V);
+    check(c->V >= 2 && c->V <= 65536,
+          "a vocabulary of %d does not fit the token files (2 to 65536)", c->V);
     check(c->C % c->NH == 0, "%d channels cannot be divided among %d heads", c->C, c->NH);
     check(c->C % 16 == 0, "%d channels: must be a multiple of 16, the block size of NVFP4", c->C);
-    check(c->C <= 12288 && c->L <= 1024 && c->max_T <= (1 << 20), "a model of %d layers, %d channels, "
-          "context %d is larger than this program expects", c->L, c->C, c->max_T);
+    check(c->C <= 12288 && c->L <= 1024 && c->max_T <= (1 << 20), "a model of %d layers, %d "
+          "channels, context %d is larger than this program expects", c->L, c->C, c->max_T);
 }
 
-// The configuration that a text describes: a preset ("d12", "gpt2:d12", "gpt3:c768") and after commas
-// any of layers= channels= heads= vocab= context=; the preset may be missing. T is the context where
-// nothing else gives it.
+// The configuration that a text describes: a preset ("d12", "gpt2:d12", "gpt3:c768") and after
+// commas any of layers= channels= heads= vocab= context=; the preset may be missing. T is the
+// context where nothing else gives it.
 static inline GPT2Config gpt2_config(const char* text, int T) {
     static const GPT2Preset presets[] = {
         // name        L     C     NH  max_T     the rest of llm.c's families
@@ -99,8 +99,9 @@ static inline GPT2Config gpt2_config(const char* text, int T) {
                     known = 1;
                 }
             }
-            check(known && first, "-e %s: no model or file '%s'; models: d6 d12 d24 d36 d48 d60 d72 d84, "
-                  "gpt3:c384 to gpt3:c12288, or layers=,channels=,heads=,vocab=", text, item);
+            check(known && first, "-e %s: no model or file '%s'; models: d6 d12 d24 d36 d48 "
+                  "d60 d72 d84, gpt3:c384 to gpt3:c12288, or layers=,channels=,heads=,vocab=",
+                  text, item);
         }
         first = 0;
     }
@@ -128,12 +129,14 @@ typedef struct {
     size_t size;        // elements of one layer's tensor
 } ParamSpec;
 
-// Fills the table; returns the number of parameters. Tensors lie one after the other in this order, all
-// layers of one tensor together, as in llm.c's model files.
-static inline size_t gpt2_param_specs(ParamSpec* specs /* (NUM_PARAMS) */, const GPT2Config* config) {
+// Fills the table; returns the number of parameters. Tensors lie one after the other in this order,
+// all layers of one tensor together, as in llm.c's model files.
+static inline size_t gpt2_param_specs(ParamSpec* specs /* (NUM_PARAMS) */,
+                                      const GPT2Config* config) {
     int L = config->L, C = config->C;
     float w = 0.02f;
-    // projections into the residual stream: 2L of them add up there, each starts smaller by sqrt(2L)
+    // projections into the residual stream: 2L of them add up there, each starts
+    // smaller by sqrt(2L)
     float r = (float)(0.02 / sqrt(2.0 * L));
     ParamSpec table[NUM_PARAMS] = {
         // name      layers rows        cols   init constant decay
@@ -169,9 +172,9 @@ static inline size_t gpt2_param_offset(const ParamSpec* specs, int param, int la
     return specs[param].offset + specs[param].size * (size_t)layer;
 }
 
-// Draws the initial parameters. Every element has its own random number, so the result does not depend
-// on threads, and any rank may draw any part. The padded rows of wte are zero and stay zero: their
-// logits take no part in the loss, so their gradient is zero.
+// Draws the initial parameters. Every element has its own random number, so the result does not
+// depend on threads, and any rank may draw any part. The padded rows of wte are zero and stay zero:
+// their logits take no part in the loss, so their gradient is zero.
 static inline void gpt2_init(float* params, const ParamSpec* specs, const GPT2Config* config,
                              uint64_t seed) {
     for (int p = 0; p < NUM_PARAMS; p++) {

@@ -6,8 +6,9 @@ transformed along the dimension that the GEMM contracts (tokens), and the transf
 
     out_c = 1/4 * sum_r  sign_r * x_r * H[r][c],    H[r][c] = (-1)^popcount(r & c)
 
-The signs keep a block with a constant part from sending all of it into out_0. They are fixed, one
-vector for all layers and the whole run, the one TransformerEngine uses [arXiv 2509.25149, 4.2, E.4.3].
+The signs keep a block with a constant part from sending all of it into out_0. They are
+fixed, one vector for all layers and the whole run, the one TransformerEngine uses
+[arXiv 2509.25149, 4.2, E.4.3].
 
 Plain C11 that nvcc also compiles for the device.
 */
@@ -19,8 +20,9 @@ Plain C11 that nvcc also compiles for the device.
 #define HADAMARD_SIZE 16
 #define HADAMARD_SIGNS 0xD7E8u          // bit r set: sign_r is -1
 
-// The signs and the sums, in place. Four rounds of butterflies with strides 1, 2, 4, 8: this order is
-// part of the definition, because FP32 sums of BF16 values that differ by more than 2^12 are not exact.
+// The signs and the sums, in place. Four rounds of butterflies with strides 1, 2, 4, 8:
+// this order is part of the definition, because FP32 sums of BF16 values that differ by
+// more than 2^12 are not exact.
 HOST_DEVICE static inline void hadamard_sums(float* x /* (16) */) {
     UNROLL
     for (int r = 0; r < HADAMARD_SIZE; r++) {
@@ -51,15 +53,18 @@ HOST_DEVICE static inline void hadamard_transform(float* x /* (16) */) {
     for (int c = 0; c < HADAMARD_SIZE; c++) { x[c] = hadamard_round(x[c]); }
 }
 
-// out (cols, rows) = transpose of x (rows, cols), with groups of 16 consecutive rows of x transformed
-// if hadamard is set. rows is a multiple of 16. This is the source of every operand of the
-// weight-gradient GEMM.
-static inline void hadamard_transpose(float* out, const float* x, int rows, int cols, int hadamard) {
+// out (cols, rows) = transpose of x (rows, cols), with groups of 16 consecutive rows of x
+// transformed if hadamard is set. rows is a multiple of 16. This is the source of every operand of
+// the weight-gradient GEMM.
+static inline void hadamard_transpose(float* out, const float* x, int rows, int cols,
+                                      int hadamard) {
     #pragma omp parallel for
     for (int row = 0; row < rows; row += HADAMARD_SIZE) {
         for (int col = 0; col < cols; col++) {
             float* group = out + (size_t)col * rows + row;
-            for (int r = 0; r < HADAMARD_SIZE; r++) { group[r] = x[(size_t)(row + r) * cols + col]; }
+            for (int r = 0; r < HADAMARD_SIZE; r++) {
+                group[r] = x[(size_t)(row + r) * cols + col];
+            }
             if (hadamard) { hadamard_transform(group); }
         }
     }

@@ -1,11 +1,11 @@
 /*
-The layers of GPT-2 between the linear ones, forward and backward, in plain C with OpenMP. The device
-versions are encoder.cuh, layernorm.cuh, attention.cuh, gelu.cuh and classifier.cuh; each pair computes
-the same function in the same steps.
+The layers of GPT-2 between the linear ones, forward and backward, in plain C with OpenMP. The
+device versions are encoder.cuh, layernorm.cuh, attention.cuh, gelu.cuh and classifier.cuh; each
+pair computes the same function in the same steps.
 
-Every loop is parallel over outputs, never over a sum: results do not depend on the number of threads.
-What is stored in the base format (recipe.h) is rounded by the caller with round_to, except inside
-attention. Gradients of parameters are added to (+=), those of activations assigned.
+Every loop is parallel over outputs, never over a sum: results do not depend on the number of
+threads. What is stored in the base format (recipe.h) is rounded by the caller with round_to, except
+inside attention. Gradients of parameters are added to (+=), those of activations assigned.
 */
 #ifndef LLMC_LAYERS_CPU_H
 #define LLMC_LAYERS_CPU_H
@@ -69,11 +69,13 @@ static inline void layernorm_forward(float* out, float* mean, float* rstd, const
 }
 
 // With xhat = (x - mean) rstd and g = dout * weight:
-//     dinp = rstd (g - mean_c(g) - xhat mean_c(g xhat)),   dweight = sum_n dout xhat,   dbias = sum_n dout
-// dinp is ADDED to dresidual: two branches send gradient to the residual stream, this one comes second.
-static inline void layernorm_backward(float* dresidual, float* dweight, float* dbias, const float* dout,
-                                      const float* inp, const float* weight, const float* mean,
-                                      const float* rstd, int N, int C) {
+//     dinp = rstd (g - mean_c(g) - xhat mean_c(g xhat)),
+//     dweight = sum_n dout xhat,   dbias = sum_n dout
+// dinp is ADDED to dresidual: two branches send gradient to the residual stream, this
+// one comes second.
+static inline void layernorm_backward(float* dresidual, float* dweight, float* dbias,
+                                      const float* dout, const float* inp, const float* weight,
+                                      const float* mean, const float* rstd, int N, int C) {
     #pragma omp parallel
     {
         float* g = (float*)xmalloc(2 * (size_t)C * sizeof(float), "a row");
@@ -114,20 +116,22 @@ static inline void layernorm_backward(float* dresidual, float* dweight, float* d
 // ---------------------------------------------------------------------------------------------
 // Causal attention
 
-#define QUERIES 64      // rows of queries handled together; keys after the last of them are never read
+#define QUERIES 64      // rows of queries handled together; keys after the last of them are
+                        // never read
 #define KEY_TILE 64     // keys that the tensor cores handle together: FORWARD_TILE of attention.cuh
 
 // scores (rows, keys) = scale * q k of one head, for queries t0 .. t0+rows-1 and keys 0 .. keys-1.
 static inline void attention_scores(float* scores, const float* q, const float* k, int t0, int rows,
                                     int keys, int HS, int stride) {
     float scale = 1.0f / sqrtf((float)HS);
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, keys, HS, scale, q + (size_t)t0 * stride,
-                stride, k, stride, 0.0f, scores, keys);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, keys, HS, scale,
+                q + (size_t)t0 * stride, stride, k, stride, 0.0f, scores, keys);
 }
 
-// Turns the visible scores of a row into exp(score - max), the rest into 0. Returns log-sum-exp; the sum goes
-// to *row_sum. bf16: the values are rounded as the tensor cores take them, relative to the maximum of the
-// tiles up to theirs, since the final maximum is not known yet when a tile is multiplied.
+// Turns the visible scores of a row into exp(score - max), the rest into 0. Returns
+// log-sum-exp; the sum goes to *row_sum. bf16: the values are rounded as the tensor cores take
+// them, relative to the maximum of the tiles up to theirs, since the final maximum is not known
+// yet when a tile is multiplied.
 static inline float attention_softmax(float* row_sum, float* p, int visible, int keys, int bf16) {
     int tile = bf16 ? KEY_TILE : visible;
     float max = vector_max(p, visible), running = -INFINITY, sum = 0.0f;
@@ -147,10 +151,10 @@ static inline float attention_softmax(float* row_sum, float* p, int visible, int
     return max + logf(sum);
 }
 
-// qkv (B,T,3,NH,HS) to out (B,T,NH,HS) and lse (B,NH,T), the logarithm of each row's sum of exponentials.
-// bf16: the probabilities are rounded before they multiply V.
-static inline void attention_forward(float* out, float* lse, const float* qkv, int B, int T, int NH, int HS,
-                                     int bf16) {
+// qkv (B,T,3,NH,HS) to out (B,T,NH,HS) and lse (B,NH,T), the logarithm of each row's sum of
+// exponentials. bf16: the probabilities are rounded before they multiply V.
+static inline void attention_forward(float* out, float* lse, const float* qkv, int B, int T, int NH,
+                                     int HS, int bf16) {
     int C = NH * HS, stride = 3 * C;
     #pragma omp parallel
     {
@@ -166,12 +170,12 @@ static inline void attention_forward(float* out, float* lse, const float* qkv, i
                 float row_sum[QUERIES];
                 attention_scores(probs, q, k, t0, rows, keys, HS, stride);
                 for (int r = 0; r < rows; r++) {
-                    lse[(size_t)bh * T + t0 + r] = attention_softmax(&row_sum[r], probs + (size_t)r * keys,
-                                                                     t0 + r + 1, keys, bf16);
+                    lse[(size_t)bh * T + t0 + r] = attention_softmax(
+                        &row_sum[r], probs + (size_t)r * keys, t0 + r + 1, keys, bf16);
                 }
                 float* o = out + ((size_t)b * T + t0) * C + (size_t)h * HS;
-                cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, HS, keys, 1.0f, probs, keys, v,
-                            stride, 0.0f, o, C);
+                cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, HS, keys, 1.0f, probs,
+                            keys, v, stride, 0.0f, o, C);
                 for (int r = 0; r < rows; r++) {
                     for (int i = 0; i < HS; i++) { o[(size_t)r * C + i] /= row_sum[r]; }
                 }
@@ -183,10 +187,11 @@ static inline void attention_forward(float* out, float* lse, const float* qkv, i
 
 // With P the probabilities and delta_t = sum_i dout_ti out_ti:
 //     dV = P^T dout,   dP = dout V^T,   dS = P (dP - delta),   dQ = scale dS K,   dK = scale dS^T Q
-// P is computed again from lse rather than kept: it would need B*NH*T*T values. bf16: P and dS are rounded
-// before they enter a product.
-static inline void attention_backward(float* dqkv, const float* dout, const float* qkv, const float* out,
-                                      const float* lse, int B, int T, int NH, int HS, int bf16) {
+// P is computed again from lse rather than kept: it would need B*NH*T*T values. bf16: P and dS are
+// rounded before they enter a product.
+static inline void attention_backward(float* dqkv, const float* dout, const float* qkv,
+                                      const float* out, const float* lse, int B, int T, int NH,
+                                      int HS, int bf16) {
     int C = NH * HS, stride = 3 * C;
     float scale = 1.0f / sqrtf((float)HS);
     #pragma omp parallel
@@ -213,8 +218,8 @@ static inline void attention_backward(float* dqkv, const float* dout, const floa
                 const float* o = out + at_out;
                 const float* d_o = dout + at_out;
                 attention_scores(probs, q, k, t0, rows, keys, HS, stride);
-                cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, keys, HS, 1.0f, d_o, C, v, stride,
-                            0.0f, dprobs, keys);
+                cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, keys, HS, 1.0f, d_o, C,
+                            v, stride, 0.0f, dprobs, keys);
                 for (int r = 0; r < rows; r++) {
                     float delta = vector_dot(d_o + (size_t)r * C, o + (size_t)r * C, HS);
                     float* p = probs + (size_t)r * keys;
@@ -231,12 +236,12 @@ static inline void attention_backward(float* dqkv, const float* dout, const floa
                         dprobs[i] = bf16_round(dprobs[i]);
                     }
                 }
-                cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, keys, HS, rows, 1.0f, probs, keys, d_o,
-                            C, 1.0f, dv, stride);
-                cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, HS, keys, scale, dprobs, keys,
-                            k, stride, 0.0f, dq + (size_t)t0 * stride, stride);
-                cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, keys, HS, rows, scale, dprobs, keys,
-                            q + (size_t)t0 * stride, stride, 1.0f, dk, stride);
+                cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, keys, HS, rows, 1.0f, probs,
+                            keys, d_o, C, 1.0f, dv, stride);
+                cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, HS, keys, scale,
+                            dprobs, keys, k, stride, 0.0f, dq + (size_t)t0 * stride, stride);
+                cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, keys, HS, rows, scale, dprobs,
+                            keys, q + (size_t)t0 * stride, stride, 1.0f, dk, stride);
             }
         }
         free(probs);
@@ -278,10 +283,11 @@ static inline void residual_forward(float* out, const float* a, const float* b, 
 // ---------------------------------------------------------------------------------------------
 // Classifier: softmax and cross-entropy
 
-// losses (N) = -log softmax(logits)[target], over the V true entries of each row of logits (N,Vp). If
-// dloss is not 0, the logits are overwritten by dloss * (softmax - onehot(target)), padding by 0.
-static inline void fused_classifier(float* logits, float* losses, const int* targets, float dloss, int N,
-                                    int V, int Vp) {
+// losses (N) = -log softmax(logits)[target], over the V true entries of each row of logits
+// (N,Vp). If dloss is not 0, the logits are overwritten by dloss * (softmax - onehot(target)),
+// padding by 0.
+static inline void fused_classifier(float* logits, float* losses, const int* targets, float dloss,
+                                    int N, int V, int Vp) {
     #pragma omp parallel for
     for (int n = 0; n < N; n++) {
         float* x = logits + (size_t)n * Vp;

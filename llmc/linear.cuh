@@ -1,18 +1,18 @@
 /*
 THE RECIPE: the three GEMMs of a linear layer on the GPU, and what happens to each operand.
 
-    fprop    Y  = X W^T      X (N,C): 1x16 along C, nearest         W (OC,C): 16x16 tiles, nearest
-    dgrad    dX = dY W       dY (N,OC): 1x16 along OC, stochastic   W^T (C,OC): the codes of W, transposed
-    wgrad    dW = dY^T X     dY^T (OC,N) and X^T (C,N): Hadamard over 16 tokens, then 1x16 along N;
-                             dY^T stochastic, X^T nearest
+    fprop  Y  = X W^T   X (N,C): 1x16 along C, nearest        W (OC,C): 16x16 tiles, nearest
+    dgrad  dX = dY W    dY (N,OC): 1x16 along OC, stochastic  W^T (C,OC): the codes of W, transposed
+    wgrad  dW = dY^T X  dY^T (OC,N) and X^T (C,N): Hadamard over 16 tokens, then 1x16 along N;
+                        dY^T stochastic, X^T nearest
 
-N = B*T tokens. Every operand lies contiguous along what its GEMM contracts, because that is how FP4 tensor
-cores read; so X and dY are quantized twice, in both directions, from one reading of the BF16 tensor. X^T
-is kept from forward to backward, packed, in place of X: 4.5 bits an element instead of 16. The weight is
-quantized once per update.
+N = B*T tokens. Every operand lies contiguous along what its GEMM contracts, because that is how FP4
+tensor cores read; so X and dY are quantized twice, in both directions, from one reading of the BF16
+tensor. X^T is kept from forward to backward, packed, in place of X: 4.5 bits an element instead of
+16. The weight is quantized once per update.
 
-Which of this happens in which block is data: recipe.h. The same in plain C, and the oracle of this file:
-quantized_linear.h. Source: arXiv 2509.25149, section 4 and figure 5.
+Which of this happens in which block is data: recipe.h. The same in plain C, and the oracle of this
+file: quantized_linear.h. Source: arXiv 2509.25149, section 4 and figure 5.
 */
 #ifndef LLMC_LINEAR_CUH
 #define LLMC_LINEAR_CUH
@@ -43,8 +43,8 @@ template <typename Real> static GemmArgs linear_gemm_args(int M, int N, int K) {
 
 // out (N,OC) = inp (N,C) @ weight (OC,C)^T + bias (OC), which may be NULL.
 template <typename Real>
-static void linear_fprop(Real* out, const Real* inp, const Real* weight, const Real* bias, int N, int C,
-                         int OC, Gemm* gemm, cudaStream_t stream) {
+static void linear_fprop(Real* out, const Real* inp, const Real* weight, const Real* bias, int N,
+                         int C, int OC, Gemm* gemm, cudaStream_t stream) {
     GemmArgs args = linear_gemm_args<Real>(N, OC, C);
     args.bias = bias;
     gemm_plain(&gemm->plain, out, inp, weight, args, stream);
@@ -52,8 +52,8 @@ static void linear_fprop(Real* out, const Real* inp, const Real* weight, const R
 
 // dinp (N,C) = dout (N,OC) @ weight (OC,C).
 template <typename Real>
-static void linear_dgrad(Real* dinp, const Real* dout, const Real* weight, int N, int C, int OC, Gemm* gemm,
-                         cudaStream_t stream) {
+static void linear_dgrad(Real* dinp, const Real* dout, const Real* weight, int N, int C, int OC,
+                         Gemm* gemm, cudaStream_t stream) {
     GemmArgs args = linear_gemm_args<Real>(N, C, OC);
     args.B_is_KN = 1;
     gemm_plain(&gemm->plain, dinp, dout, weight, args, stream);
@@ -61,8 +61,8 @@ static void linear_dgrad(Real* dinp, const Real* dout, const Real* weight, int N
 
 // dweight (OC,C) += dout (N,OC)^T @ inp (N,C), in FP32.
 template <typename Real>
-static void linear_wgrad(float* dweight, const Real* dout, const Real* inp, int N, int C, int OC, Gemm* gemm,
-                         cudaStream_t stream) {
+static void linear_wgrad(float* dweight, const Real* dout, const Real* inp, int N, int C, int OC,
+                         Gemm* gemm, cudaStream_t stream) {
     GemmArgs args = linear_gemm_args<Real>(OC, C, N);
     args.type_D = CUDA_R_32F;
     args.A_is_KM = args.B_is_KN = 1;
@@ -86,8 +86,8 @@ typedef struct {
     int* nonfinite;             // (1) tells which operand first was not finite: see quantize_alpha
     float* alpha;               // (1)
     float* bias_scratch;        // bias_backward_scratch(4C)
-    Nvfp4Matrix x_q[NUM_LINEARS];       // (N, in)  operands that live for one GEMM; their codes share
-    Nvfp4Matrix dy_q[NUM_LINEARS];      // (N, out) memory, their scales do not
+    Nvfp4Matrix x_q[NUM_LINEARS];       // (N, in)  operands that live for one GEMM; their codes
+    Nvfp4Matrix dy_q[NUM_LINEARS];      // (N, out) share memory, their scales do not
     Nvfp4Matrix dyT_q[NUM_LINEARS];     // (out, N)
     cudaStream_t stream;
 } Linear;
@@ -99,9 +99,11 @@ typedef struct {
     Nvfp4Matrix xT_q;           // (C, N)    from forward to backward
 } QuantizedLinear;
 
-// A quantized matrix whose scales and amax have memory of their own; the codes lie where the caller says.
-// The scales are zeroed here, once: no quantizer writes their padding, and the tensor cores read it.
-static inline Nvfp4Matrix linear_operand_at(uint8_t* codes, int rows, int cols, const char* family) {
+// A quantized matrix whose scales and amax have memory of their own; the codes lie where
+// the caller says. The scales are zeroed here, once: no quantizer writes their padding, and
+// the tensor cores read it.
+static inline Nvfp4Matrix linear_operand_at(uint8_t* codes, int rows, int cols,
+                                            const char* family) {
     size_t bytes = nvfp4_scales_size((size_t)rows, (size_t)cols);
     Nvfp4Matrix matrix;
     matrix.rows = rows;
@@ -120,7 +122,8 @@ static inline Nvfp4Matrix linear_operand_alloc(int rows, int cols, const char* f
 
 static inline Nvfp4Rounding linear_rounding(const Linear* l, int operand) {
     Nvfp4Rounding rounding;
-    rounding.stochastic = l->recipe->stochastic && (operand == OPERAND_DY || operand == OPERAND_DYT);
+    rounding.stochastic = l->recipe->stochastic
+                          && (operand == OPERAND_DY || operand == OPERAND_DYT);
     rounding.seed = l->seed;
     rounding.tag = operand_tag(l->layer, l->linear, operand);
     rounding.step = l->step;
@@ -135,11 +138,11 @@ static inline void linear_observe(const Linear* l, int operand, const __nv_bfloa
 }
 
 // Quantizes x (N, cols) in both directions at once; x_q or xT_q may be NULL.
-static void linear_quantize(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT_q, const __nv_bfloat16* x, int N,
-                            int cols, int operand, int operandT, const Linear* l) {
+static void linear_quantize(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT_q, const __nv_bfloat16* x,
+                            int N, int cols, int operand, int operandT, const Linear* l) {
     int hadamard = l->recipe->hadamard;
-    quantize_amax(x_q != NULL ? x_q->amax : NULL, xT_q != NULL ? xT_q->amax : NULL, x, N, cols, hadamard,
-                  l->stream);
+    quantize_amax(x_q != NULL ? x_q->amax : NULL, xT_q != NULL ? xT_q->amax : NULL, x, N, cols,
+                  hadamard, l->stream);
     quantize_activation(x_q, xT_q, x, N, cols, hadamard, linear_rounding(l, operand),
                         linear_rounding(l, operandT), l->stream);
     linear_observe(l, operand, x, x_q);
@@ -148,10 +151,11 @@ static void linear_quantize(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT_q, con
 
 // D (M,N) = A (M,K) @ B (N,K)^T; or added to D if that is FP32: the gradient of a weight.
 template <typename Real>
-static void linear_gemm(Real* D, const Nvfp4Matrix* A, const Nvfp4Matrix* B, int operand_a, int operand_b,
-                        const Linear* l) {
+static void linear_gemm(Real* D, const Nvfp4Matrix* A, const Nvfp4Matrix* B, int operand_a,
+                        int operand_b, const Linear* l) {
     int tag = (l->layer * NUM_LINEARS + l->linear) * NUM_OPERANDS;
-    quantize_alpha(l->alpha, l->nonfinite, A->amax, B->amax, tag + operand_a, tag + operand_b, l->stream);
+    quantize_alpha(l->alpha, l->nonfinite, A->amax, B->amax, tag + operand_a, tag + operand_b,
+                   l->stream);
     int fp32 = sizeof(Real) == sizeof(float);
     gemm_nvfp4(l->gemm, D, fp32 ? CUDA_R_32F : CUDA_R_16BF, fp32, A, B, l->alpha, l->stream);
 }
@@ -166,15 +170,16 @@ static void linear_update_weight(QuantizedLinear* q, const __nv_bfloat16* weight
 }
 
 // out (N,OC) = inp (N,C) @ weight (OC,C)^T + bias (OC).
-static void linear_forward(__nv_bfloat16* out, const __nv_bfloat16* inp, const __nv_bfloat16* weight,
-                           const __nv_bfloat16* bias, QuantizedLinear* q, int N, int C, int OC,
-                           const Linear* l) {
+static void linear_forward(__nv_bfloat16* out, const __nv_bfloat16* inp,
+                           const __nv_bfloat16* weight, const __nv_bfloat16* bias,
+                           QuantizedLinear* q, int N, int C, int OC, const Linear* l) {
     int fprop = recipe_quantizes(l->recipe, FPROP, l->layer, l->L);
     int wgrad = recipe_quantizes(l->recipe, WGRAD, l->layer, l->L) && l->training;
     Nvfp4Matrix x_q = l->x_q[l->linear];
     x_q.rows = N;                               // may be fewer than there is memory for
     if (fprop || wgrad) {
-        linear_quantize(fprop ? &x_q : NULL, wgrad ? &q->xT_q : NULL, inp, N, C, OPERAND_X, OPERAND_XT, l);
+        linear_quantize(fprop ? &x_q : NULL, wgrad ? &q->xT_q : NULL, inp, N, C, OPERAND_X,
+                        OPERAND_XT, l);
     }
     if (fprop) {
         linear_gemm(out, &x_q, &q->w_q, OPERAND_X, OPERAND_W, l);
@@ -184,18 +189,21 @@ static void linear_forward(__nv_bfloat16* out, const __nv_bfloat16* inp, const _
     }
 }
 
-// dinp (N,C) = dout (N,OC) @ weight (OC,C);  dweight (OC,C) += dout^T @ inp (N,C);  dbias (OC) += column
-// sums of dout. inp is what the forward pass saw; it is not read where q holds its quantized transpose.
-static void linear_backward(__nv_bfloat16* dinp, float* dweight, float* dbias, const __nv_bfloat16* dout,
-                            const __nv_bfloat16* inp, const __nv_bfloat16* weight, QuantizedLinear* q,
-                            int N, int C, int OC, const Linear* l) {
+// dinp (N,C) = dout (N,OC) @ weight (OC,C);  dweight (OC,C) += dout^T @ inp (N,C);
+// dbias (OC) += column sums of dout. inp is what the forward pass saw; it is not read where q holds
+// its quantized transpose.
+static void linear_backward(__nv_bfloat16* dinp, float* dweight, float* dbias,
+                            const __nv_bfloat16* dout, const __nv_bfloat16* inp,
+                            const __nv_bfloat16* weight, QuantizedLinear* q, int N, int C, int OC,
+                            const Linear* l) {
     int dgrad = recipe_quantizes(l->recipe, DGRAD, l->layer, l->L);
     int wgrad = recipe_quantizes(l->recipe, WGRAD, l->layer, l->L);
     const Nvfp4Matrix* dy_q = &l->dy_q[l->linear];
     const Nvfp4Matrix* dyT_q = &l->dyT_q[l->linear];
     bias_backward(dbias, dout, l->bias_scratch, N, OC, l->stream);
     if (dgrad || wgrad) {
-        linear_quantize(dgrad ? dy_q : NULL, wgrad ? dyT_q : NULL, dout, N, OC, OPERAND_DY, OPERAND_DYT, l);
+        linear_quantize(dgrad ? dy_q : NULL, wgrad ? dyT_q : NULL, dout, N, OC, OPERAND_DY,
+                        OPERAND_DYT, l);
     }
     // dweight first: dinp may overwrite inp's memory
     if (wgrad) {
@@ -216,9 +224,9 @@ static void linear_forward(float* out, const float* inp, const float* weight, co
     linear_fprop(out, inp, weight, bias, N, C, OC, l->gemm, l->stream);
 }
 
-static void linear_backward(float* dinp, float* dweight, float* dbias, const float* dout, const float* inp,
-                            const float* weight, QuantizedLinear*, int N, int C, int OC,
-                            const Linear* l) {
+static void linear_backward(float* dinp, float* dweight, float* dbias, const float* dout,
+                            const float* inp, const float* weight, QuantizedLinear*, int N, int C,
+                            int OC, const Linear* l) {
     bias_backward(dbias, dout, l->bias_scratch, N, OC, l->stream);
     linear_wgrad(dweight, dout, inp, N, C, OC, l->gemm, l->stream);
     linear_dgrad(dinp, dout, weight, N, C, OC, l->gemm, l->stream);

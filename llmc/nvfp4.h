@@ -51,9 +51,10 @@ HOST_DEVICE static inline float e2m1_to_float(uint8_t code) {
 //     step     0.5        1         2
 //     codes    0 .. 4     4 .. 6    6, 7
 //
-// So a code is base + |x| / step, with base 0, 2, 4, and rounding |x| / step to an integer rounds to a
-// code. Steps are powers of two: the multiplication is exact. Both encoders clamp |x| to 6 first; NaN
-// gives +6 whatever its sign, as the hardware does, and the quantizers never let it come to that.
+// So a code is base + |x| / step, with base 0, 2, 4, and rounding |x| / step to an integer
+// rounds to a code. Steps are powers of two: the multiplication is exact. Both encoders clamp
+// |x| to 6 first; NaN gives +6 whatever its sign, as the hardware does, and the quantizers
+// never let it come to that.
 HOST_DEVICE static inline float e2m1_steps(float a) {           // |x| / step
     return a * (a < 2.0f ? 2.0f : a < 4.0f ? 1.0f : 0.5f);
 }
@@ -73,8 +74,8 @@ HOST_DEVICE static inline uint8_t e2m1_from_float(float x) {
 }
 
 // Stochastic rounding: up with the probability of the position between the two neighbours, in steps
-// of 1/256. `random` is a byte, 0..255. `fixed` counts 256ths of a step; adding the random byte to it
-// carries into the next code exactly `fraction` times in 256.
+// of 1/256. `random` is a byte, 0..255. `fixed` counts 256ths of a step; adding the random byte to
+// it carries into the next code exactly `fraction` times in 256.
 // A value on the grid stays; the expected value is at most 1/256 of a gap too small, because digits
 // behind the eighth are cut off.
 HOST_DEVICE static inline uint8_t e2m1_from_float_stochastic(float x, uint32_t random) {
@@ -113,15 +114,15 @@ HOST_DEVICE static inline uint8_t e4m3_from_float(float x) {
     int e = (int)(float_bits(a) >> 23) - 127;           // floor(log2 a)
     if (e < -6) { e = -6; }                             // subnormals share the exponent of 2^-6
     float inverse_ulp = bits_float((uint32_t)(3 - e + 127) << 23);
-    int significand = (int)rintf(a * inverse_ulp);      // 0..16; multiplying by a power of 2 is exact
+    int significand = (int)rintf(a * inverse_ulp);  // 0..16; multiplying by a power of 2 is exact
     return (uint8_t)(sign | (((e + 6) << 3) + significand));    // 16 carries into the exponent
 }
 
 // ---------------------------------------------------------------------------------------------
 // Scales
 
-// What a quantizer needs to know of the whole matrix. Made from amax alone, so whoever agrees on amax
-// agrees on all of it.
+// What a quantizer needs to know of the whole matrix. Made from amax alone, so whoever agrees on
+// amax agrees on all of it.
 typedef struct {
     float scale;                // towards real numbers
     float inverse_by_6;         // turns a block's amax into its block scale
@@ -139,8 +140,8 @@ HOST_DEVICE static inline uint8_t nvfp4_block_scale(float block_amax, Nvfp4Tenso
     return e4m3_from_float(fminf(block_amax * tensor.inverse_by_6, FLOAT_LARGEST));
 }
 
-// Block scale 0 (a block 450,000 times smaller than the matrix's amax) gives FLT_MAX: its codes become
-// +-6, but the block still decodes to 0.
+// Block scale 0 (a block 450,000 times smaller than the matrix's amax) gives FLT_MAX: its codes
+// become +-6, but the block still decodes to 0.
 HOST_DEVICE static inline float nvfp4_block_inverse(uint8_t block_scale, Nvfp4TensorScale tensor) {
     return fminf(1.0f / (e4m3_to_float(block_scale) * tensor.scale), FLOAT_LARGEST);
 }
@@ -154,7 +155,7 @@ HOST_DEVICE static inline float nvfp4_alpha(float amax_a, float amax_b) {
 // ---------------------------------------------------------------------------------------------
 // A quantized matrix, and where its parts lie
 
-// rows and cols are multiples of 16; cols is the dimension that a GEMM contracts.
+// cols, the dimension that a GEMM contracts, is a multiple of 16; so is rows where tiles are 16x16.
 typedef struct {
     int rows, cols;
     uint8_t* codes;             // (rows, cols / 2), two codes to a byte
@@ -174,8 +175,8 @@ HOST_DEVICE static inline size_t nvfp4_scales_size(size_t rows, size_t cols) {
 }
 
 // Where the scale of (row, block) lives. The FP4 tensor cores read scales in tiles of 128 rows x 4
-// blocks, 512 bytes each, tiles row-major (cuBLAS documentation, "1D block scaling factors layout").
-// Inside a tile the 128 rows are folded four-wide:
+// blocks, 512 bytes each, tiles row-major (cuBLAS documentation, "1D block scaling factors
+// layout"). Inside a tile the 128 rows are folded four-wide:
 //
 //   byte:      0  1  2  3 | 4  5  6  7 | 8  9 10 11 |12 13 14 15
 //   line r:    row r      | row r+32   | row r+64   | row r+96      r = 0..31, 4 blocks of each
@@ -213,9 +214,9 @@ HOST_DEVICE static inline uint32_t nvfp4_random_byte(Philox bytes, int element) 
 }
 
 // Quantizes 16 consecutive elements of a row whose block scale is known.
-HOST_DEVICE static inline void nvfp4_quantize_block(uint8_t* codes /* (8) */, const float* x /* (16) */,
-                                                    float block_inverse, Nvfp4Rounding rounding,
-                                                    uint64_t block) {
+HOST_DEVICE static inline void nvfp4_quantize_block(uint8_t* codes /* (8) */,
+                                                    const float* x /* (16) */, float block_inverse,
+                                                    Nvfp4Rounding rounding, uint64_t block) {
     uint8_t code[NVFP4_BLOCK];
     if (rounding.stochastic) {
         Philox bytes = nvfp4_random_bytes(rounding, block);
@@ -248,14 +249,15 @@ static inline uint32_t nvfp4_amax_bits(const float* x, size_t n) {
 }
 
 // Quantizes x (rows, cols), BF16 values in row-major order, with one scale per block_rows x 16
-// elements: block_rows is 1, or 16 for weights. A 16x16 tile's scale byte is written for each of its
-// rows, so that readers need not know which it was.
+// elements: block_rows is 1, or 16 for weights. A 16x16 tile's scale byte is written for each of
+// its rows, so that readers need not know which it was.
 //
 // The weight is quantized in 16x16 tiles, not in 1x16 rows: forward uses W, backward uses W^T, and
 // with square tiles both see the same numbers. With rows, backward would differentiate a slightly
 // different network from the one that ran forward.
 //
-// Returns 0; or -1 if an element is Inf or NaN, and then only *out->amax, not finite either, is set.
+// Returns 0; or -1 if an element is Inf or NaN, and then only *out->amax, not finite
+// either, is set.
 static inline int nvfp4_quantize(Nvfp4Matrix* out, const float* x, int block_rows,
                                  Nvfp4Rounding rounding) {
     size_t rows = (size_t)out->rows, cols = (size_t)out->cols, blocks = cols / NVFP4_BLOCK;
@@ -283,16 +285,16 @@ static inline int nvfp4_quantize(Nvfp4Matrix* out, const float* x, int block_row
             for (size_t row = top; row < top + (size_t)block_rows; row++) {
                 out->block_scales[nvfp4_scale_offset(row, block, cols)] = block_scale;
                 size_t index = row * blocks + block;
-                nvfp4_quantize_block(out->codes + index * (NVFP4_BLOCK / 2), x + index * NVFP4_BLOCK,
-                                     block_inverse, rounding, index);
+                nvfp4_quantize_block(out->codes + index * (NVFP4_BLOCK / 2),
+                                     x + index * NVFP4_BLOCK, block_inverse, rounding, index);
             }
         }
     }
     return 0;
 }
 
-// out = the transpose, same codes and scales: only for a matrix quantized in 16x16 tiles, whose scales
-// mean the same in both directions. out's buffers are those of a (cols, rows) matrix.
+// out = the transpose, same codes and scales: only for a matrix quantized in 16x16 tiles, whose
+// scales mean the same in both directions. out's buffers are those of a (cols, rows) matrix.
 static inline void nvfp4_transpose(Nvfp4Matrix* out, const Nvfp4Matrix* in) {
     size_t rows = (size_t)in->rows, cols = (size_t)in->cols;
     *out->amax = *in->amax;

@@ -13,8 +13,8 @@ are two passes: quantize_amax, then quantize_activation. For a weight, quantize_
 Every number comes from the functions of nvfp4.h, random.h and hadamard.h; this file only moves the
 data. Blocks of 16 never leave the thread that owns them, so no result depends on the launch shape.
 
-Nobody here writes the padding of the block scales. Who allocates a matrix zeroes them once. Codes and
-sources start on multiples of 16 bytes.
+Nobody here writes the padding of the block scales. Who allocates a matrix zeroes them once. Codes
+and sources start on multiples of 16 bytes.
 */
 #ifndef LLMC_QUANTIZE_CUH
 #define LLMC_QUANTIZE_CUH
@@ -25,8 +25,8 @@ sources start on multiples of 16 bytes.
 
 static inline void quantize_check_shape(int rows, int cols) {
     check(rows > 0 && cols > 0 && rows % NVFP4_BLOCK == 0 && cols % NVFP4_BLOCK == 0,
-          "a (%d, %d) matrix cannot be quantized: both sizes have to be multiples of %d", rows, cols,
-          NVFP4_BLOCK);
+          "a (%d, %d) matrix cannot be quantized: both sizes have to be multiples of %d", rows,
+          cols, NVFP4_BLOCK);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -50,9 +50,10 @@ __device__ static inline float block_amax(const float* x /* (16) */) {
 
 #define AMAX_THREADS 128
 
-// A thread owns two neighbouring columns and reads 16 rows of them at a time, 64 bytes in flight; a
-// warp reads 128 bytes of each row. The maxima are taken over bit patterns, which keeps NaN and Inf.
-// The transform's rounding never decreases: the largest sum, rounded, is the largest rounded sum.
+// A thread owns two neighbouring columns and reads 16 rows of them at a time, 64 bytes in
+// flight; a warp reads 128 bytes of each row. The maxima are taken over bit patterns, which
+// keeps NaN and Inf. The transform's rounding never decreases: the largest sum, rounded, is
+// the largest rounded sum.
 static __global__ void amax_kernel(uint32_t* amax, uint32_t* amaxT,
                                    const __nv_bfloat16* x /* (rows, cols) */, int rows, int cols,
                                    int hadamard) {
@@ -124,7 +125,8 @@ static inline void quantize_amax(float* amax, float* amaxT, const __nv_bfloat16*
 #define TILE_COLS 128
 #define BLOCKS_ACROSS (TILE_COLS / NVFP4_BLOCK)
 
-// Quantizes 16 values and stores them as block `block` of row `row`. amax is theirs, or their tile's.
+// Quantizes 16 values and stores them as block `block` of row `row`. amax is theirs,
+// or their tile's.
 __device__ static inline void quantize_store(Nvfp4Matrix out, size_t row, size_t block,
                                              const float* x /* (16) */, float amax,
                                              Nvfp4TensorScale tensor, Nvfp4Rounding rounding) {
@@ -138,25 +140,26 @@ __device__ static inline void quantize_store(Nvfp4Matrix out, size_t row, size_t
     out.block_scales[nvfp4_scale_offset(row, block, (size_t)out.cols)] = block_scale;
 }
 
-// A block of threads quantizes one tile of 64 x 128, which passes through shared memory to be read in
-// the other direction. A thread owns two blocks of 16 along the columns, then two along the rows:
+// A block of threads quantizes one tile of 64 x 128, which passes through shared memory
+// to be read in the other direction. A thread owns two blocks of 16 along the columns,
+// then two along the rows:
 //
 //   along columns   8 neighbouring lanes take the 8 blocks of a row: 256 bytes read, 64 bytes of
 //                   codes written
-//   along rows      a lane takes two neighbouring columns, 4 neighbouring lanes take the 4 groups of
-//                   16 rows: together 32 bytes of codes, one sector, of each column
+//   along rows      a lane takes two neighbouring columns, 4 neighbouring lanes take the 4 groups
+//                   of 16 rows: together 32 bytes of codes, one sector, of each column
 //
-// In shared memory, word w of a row in group g stands at w ^ 8g, so that the 4 x 8 words which a warp
-// reads at once along the rows lie in 32 different banks.
+// In shared memory, word w of a row in group g stands at w ^ 8g, so that the 4 x 8 words which a
+// warp reads at once along the rows lie in 32 different banks.
 //
-// `out` or `outT` may lack memory (codes NULL) and is then left out. If tile16 is set, the amax of a
-// block is that of its 16x16 tile; both directions then give the same codes and scales.
+// `out` or `outT` may lack memory (codes NULL) and is then left out. If tile16 is set, the amax of
+// a block is that of its 16x16 tile; both directions then give the same codes and scales.
 static __global__ void __launch_bounds__(QUANTIZE_THREADS, 4)
 quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT, const __nv_bfloat16* x /* (rows, cols) */,
                 int rows, int cols, int hadamard, int tile16, Nvfp4Rounding rounding,
                 Nvfp4Rounding roundingT) {
     __shared__ uint4 tile[TILE_ROWS][TILE_COLS / 8];
-    __shared__ uint32_t tile_amax[TILE_ROWS / 16 * BLOCKS_ACROSS];      // of each 16x16 tile, as bits
+    __shared__ uint32_t tile_amax[TILE_ROWS / 16 * BLOCKS_ACROSS];  // of each 16x16 tile, as bits
     int first_row = (int)blockIdx.y * TILE_ROWS, first_col = (int)blockIdx.x * TILE_COLS;
     if (threadIdx.x < TILE_ROWS / 16 * BLOCKS_ACROSS) { tile_amax[threadIdx.x] = 0; }
     __syncthreads();
@@ -244,9 +247,9 @@ static inline void quantize_launch(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT
     cudaCheck(cudaGetLastError());
 }
 
-// x_q (rows, cols) = x (rows, cols), in 1x16 blocks. xT_q (cols, rows) = the transpose of x, in 1x16
-// blocks, that is, of 16 consecutive rows of x, Hadamard-transformed if the flag is set. Either may
-// be NULL. Both matrices' amax must have been set by quantize_amax with the same flag.
+// x_q (rows, cols) = x (rows, cols), in 1x16 blocks. xT_q (cols, rows) = the transpose of x, in
+// 1x16 blocks, that is, of 16 consecutive rows of x, Hadamard-transformed if the flag is set.
+// Either may be NULL. Both matrices' amax must have been set by quantize_amax with the same flag.
 static inline void quantize_activation(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT_q,
                                        const __nv_bfloat16* x, int rows, int cols, int hadamard,
                                        Nvfp4Rounding rounding, Nvfp4Rounding roundingT,
@@ -254,8 +257,9 @@ static inline void quantize_activation(const Nvfp4Matrix* x_q, const Nvfp4Matrix
     quantize_launch(x_q, xT_q, x, rows, cols, hadamard, 0, rounding, roundingT, stream);
 }
 
-// w_q (OC, C) = w (OC, C) and wT_q (C, OC) = its transpose, to nearest, amax included. In 16x16 tiles
-// (tile16) wT_q has the codes and scales of w_q; otherwise each has 1x16 blocks along its own rows.
+// w_q (OC, C) = w (OC, C) and wT_q (C, OC) = its transpose, to nearest, amax included. In
+// 16x16 tiles (tile16) wT_q has the codes and scales of w_q; otherwise each has 1x16
+// blocks along its own rows.
 static inline void quantize_weight(const Nvfp4Matrix* w_q, const Nvfp4Matrix* wT_q,
                                    const __nv_bfloat16* w, int OC, int C, int tile16,
                                    cudaStream_t stream) {

@@ -1,9 +1,9 @@
 /*
 The linear layer under a recipe, in plain C: what llmc/linear.cuh does on the GPU, and its oracle.
 
-Arithmetic is FP32 throughout. A precision shows only in the values that enter and leave: operands of
-NVFP4 GEMMs are quantized with the functions of nvfp4.h and expanded again, and what the GPU program
-stores in BF16 is rounded to BF16 here, at the same places. Read recipe.h first.
+Arithmetic is FP32 throughout. A precision shows only in the values that enter and leave: operands
+of NVFP4 GEMMs are quantized with the functions of nvfp4.h and expanded again, and what the GPU
+program stores in BF16 is rounded to BF16 here, at the same places. Read recipe.h first.
 */
 #ifndef LLMC_QUANTIZED_LINEAR_H
 #define LLMC_QUANTIZED_LINEAR_H
@@ -40,8 +40,8 @@ static inline void linear_alloc(Linear* linear, size_t tokens, size_t C) {
     // padding adds up to 127 rows and 3 blocks to the scales
     size_t longest = tokens > 4 * C ? tokens : 4 * C;
     linear->codes = (uint8_t*)xmalloc(most / 2, "NVFP4 codes");
-    linear->block_scales = (uint8_t*)xmalloc(most / 16 + 128 * (longest / 16 + 8) + 4 * (longest + 128),
-                                             "NVFP4 block scales");
+    linear->block_scales = (uint8_t*)xmalloc(
+        most / 16 + 128 * (longest / 16 + 8) + 4 * (longest + 128), "NVFP4 block scales");
     linear->transposed = (float*)xmalloc(most * sizeof(float), "a transposed operand");
     linear->a = (float*)xmalloc(most * sizeof(float), "an expanded operand");
     linear->b = (float*)xmalloc(most * sizeof(float), "an expanded operand");
@@ -64,8 +64,8 @@ static inline void round_to(Format base, float* x, size_t n) {
 
 // Quantizes `source` (rows, cols) as this operand of the layer and leaves code * block scale in
 // `values` (rows, cols). Returns the operand's amax.
-static inline float linear_quantize(float* values, const float* source, int rows, int cols, int operand,
-                                    const Linear* l) {
+static inline float linear_quantize(float* values, const float* source, int rows, int cols,
+                                    int operand, const Linear* l) {
     int gradient = operand == OPERAND_DY || operand == OPERAND_DYT;
     int weight = operand == OPERAND_W || operand == OPERAND_WT;
     Nvfp4Rounding rounding;
@@ -89,11 +89,12 @@ static inline float linear_quantize(float* values, const float* source, int rows
 }
 
 // D (M,N) = alpha * A (M,K) @ B (N,K)^T + beta * D, of expanded operands with these amaxes.
-static inline void linear_gemm(float* D, const float* A, const float* B, float amax_a, float amax_b, int M,
-                               int N, int K, float beta, const Linear* l) {
+static inline void linear_gemm(float* D, const float* A, const float* B, float amax_a, float amax_b,
+                               int M, int N, int K, float beta, const Linear* l) {
     float alpha = nvfp4_alpha(amax_a, amax_b);
     check(alpha <= FLOAT_LARGEST && (alpha > 0.0f || amax_a == 0.0f || amax_b == 0.0f),
-          "layer %d %s: the product of two operands' amaxes, %g and %g, leaves FP32 (micro-batch %u)",
+          "layer %d %s: the product of two operands' amaxes, %g and %g, leaves FP32 (micro-batch "
+          "%u)",
           l->layer, linear_name(l->linear), amax_a, amax_b, l->step);
     gemm_cpu(D, A, B, M, N, K, 0, 1, alpha, beta);
 }
@@ -106,14 +107,14 @@ static inline void add_bias(float* out, const float* bias, int N, int OC) {
 }
 
 // out (N,OC) = inp (N,C) @ weight (OC,C)^T + bias (OC).
-static inline void linear_forward(float* out, const float* inp, const float* weight, const float* bias,
-                                  int N, int C, int OC, const Linear* l) {
+static inline void linear_forward(float* out, const float* inp, const float* weight,
+                                  const float* bias, int N, int C, int OC, const Linear* l) {
     Format base = l->recipe->base;
     if (recipe_quantizes(l->recipe, FPROP, l->layer, l->L)) {
         float amax_x = linear_quantize(l->a, inp, N, C, OPERAND_X, l);
         float amax_w = linear_quantize(l->b, weight, OC, C, OPERAND_W, l);
         linear_gemm(out, l->a, l->b, amax_x, amax_w, N, OC, C, 0.0f, l);
-        round_to(base, out, (size_t)N * (size_t)OC);    // the FP4 GEMM stores BF16; bias comes after
+        round_to(base, out, (size_t)N * (size_t)OC);  // the FP4 GEMM stores BF16; bias comes after
     } else {
         gemm_cpu(out, inp, weight, N, OC, C, 0, 1, 1.0f, 0.0f);
     }
@@ -121,13 +122,13 @@ static inline void linear_forward(float* out, const float* inp, const float* wei
     round_to(base, out, (size_t)N * (size_t)OC);
 }
 
-// dinp (N,C) = dout (N,OC) @ weight (OC,C);  dweight (OC,C) += dout^T @ inp (N,C);  dbias += column sums.
-// inp is what the forward pass saw.
+// dinp (N,C) = dout (N,OC) @ weight (OC,C);  dweight (OC,C) += dout^T @ inp (N,C);
+// dbias += column sums. inp is what the forward pass saw.
 static inline void linear_backward(float* dinp, float* dweight, float* dbias, const float* dout,
                                    const float* inp, const float* weight, int N, int C, int OC,
                                    const Linear* l) {
     #pragma omp parallel for
-    for (int first = 0; first < OC; first += 16) {          // 16 columns: one cache line of each row
+    for (int first = 0; first < OC; first += 16) {      // 16 columns: one cache line of each row
         int count = OC - first < 16 ? OC - first : 16;
         float sum[16] = { 0 };
         for (int n = 0; n < N; n++) {

@@ -1,10 +1,10 @@
 /*
-Random numbers without a generator: Philox4x32-10, a function from (key, counter) to 128 random bits.
-Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
+Random numbers without a generator: Philox4x32-10, a function from (key, counter) to 128 random
+bits. Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
 
 There is no state, hence nothing to save, to seed per thread, or to keep in step between ranks. Who
-needs a number says which one: the key is the run's seed, the counter names the use. Every counter of
-this program is built in this file or in nvfp4.h; its third word keeps the uses apart:
+needs a number says which one: the key is the run's seed, the counter names the use. Every counter
+of this program is built in this file or in nvfp4.h; its third word keeps the uses apart:
 
     third word                       use
     0 .. 2^31-1                      stochastic rounding: layer*16 + operand (nvfp4.h)
@@ -55,11 +55,12 @@ HOST_DEVICE static inline float random_uniform(uint32_t word) {
 }
 
 // Standard normal number for one element of an initialization tensor (Box-Muller, host only).
-// Computed in double and rounded once, so that the last-bit freedom of the math libraries practically
-// never shows in the result.
+// Computed in double and rounded once, so that the last-bit freedom of the math libraries
+// practically never shows in the result.
 static inline float random_normal(uint64_t seed, uint32_t tensor, uint64_t element) {
-    Philox p = philox4x32(seed, (uint32_t)element, (uint32_t)(element >> 32), RANDOM_INIT + tensor, 0);
-    double u = ((double)p.word[0] + 0.5) / 4294967296.0;        // in (0, 1): the logarithm is finite
+    Philox p = philox4x32(seed, (uint32_t)element, (uint32_t)(element >> 32), RANDOM_INIT + tensor,
+                          0);
+    double u = ((double)p.word[0] + 0.5) / 4294967296.0;    // in (0, 1): the logarithm is finite
     double v = ((double)p.word[1] + 0.5) / 4294967296.0;
     return (float)(sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
 }

@@ -1,8 +1,8 @@
 /*
-A precision recipe is data: for each of the three GEMMs of a linear layer, the format of its operands;
-for each operand, how it is quantized; and which blocks of the model take part. This file holds the
-recipes, parses their names and prints them in words. quantized_linear.h (plain C) and linear.cuh
-(CUDA) carry them out.
+A precision recipe is data: for each of the three GEMMs of a linear layer, the format of its
+operands; for each operand, how it is quantized; and which blocks of the model take part. This file
+holds the recipes, parses their names and prints them in words. quantized_linear.h (plain C) and
+linear.cuh (CUDA) carry them out.
 
 The three GEMMs of a layer Y = X W^T, for X (N,C), W (OC,C), Y (N,OC), N = B*T tokens:
 
@@ -83,8 +83,8 @@ static inline void recipe_set(Recipe* r, const char* name, const char* value) {
     for (int g = 0; g < NUM_GEMMS; g++) {
         if (strcmp(name, gemms[g]) == 0) {
             int nvfp4 = strcmp(value, "nvfp4") == 0;
-            check(nvfp4 || strcmp(value, "bf16") == 0, "-p %s: %s is nvfp4 or bf16, not '%s'", r->text,
-                  name, value);
+            check(nvfp4 || strcmp(value, "bf16") == 0, "-p %s: %s is nvfp4 or bf16, not '%s'",
+                  r->text, name, value);
             r->gemm[g] = nvfp4 ? FORMAT_NVFP4 : FORMAT_BF16;
             return;
         }
@@ -98,9 +98,10 @@ static inline void recipe_set(Recipe* r, const char* name, const char* value) {
                : strcmp(name, "tile16") == 0 ? &r->tile16
                : strcmp(name, "front") == 0 ? &r->front
                : strcmp(name, "tail") == 0 ? &r->tail : NULL;
-    check(field != NULL, "-p %s: unknown ingredient '%s'; known: hadamard=0|1 stochastic=0|1 tile16=0|1 "
-          "fprop|dgrad|wgrad=nvfp4|bf16 front=BLOCKS tail=BLOCKS", r->text, name);
-    check(field == &r->front || field == &r->tail || number <= 1, "-p %s: %s is 0 or 1", r->text, name);
+    check(field != NULL, "-p %s: unknown ingredient '%s'; known: hadamard=0|1 stochastic=0|1 "
+          "tile16=0|1 fprop|dgrad|wgrad=nvfp4|bf16 front=BLOCKS tail=BLOCKS", r->text, name);
+    check(field == &r->front || field == &r->tail || number <= 1, "-p %s: %s is 0 or 1",
+          r->text, name);
     *field = (int)number;
 }
 
@@ -129,8 +130,8 @@ static inline Recipe recipe_parse(const char* text, int L) {
             *equals = '\0';
             recipe_set(&r, item, equals + 1);
         }
-        check(r.front + r.tail <= L, "-p %s: front=%d and tail=%d are more than the %d blocks", text,
-              r.front, r.tail, L);
+        check(r.front + r.tail <= L, "-p %s: front=%d and tail=%d are more than the %d blocks",
+              text, r.front, r.tail, L);
     } else {
         int bf16 = item != NULL && strcmp(item, "bf16") == 0;
         check(bf16 || (item != NULL && strcmp(item, "fp32") == 0),
@@ -170,11 +171,13 @@ static inline void recipe_print(const Recipe* r, int L, FILE* out) {
         } else { fprintf(out, "BF16\n"); }
         fprintf(out, "  wgrad dW=dY^T X ");
         if (r->gemm[WGRAD] == FORMAT_NVFP4) {
-            fprintf(out, "NVFP4: dY^T %s1x16 %s; X^T %s1x16 nearest\n", hadamard, gradient, hadamard);
+            fprintf(out, "NVFP4: dY^T %s1x16 %s; X^T %s1x16 nearest\n", hadamard, gradient,
+                    hadamard);
         } else { fprintf(out, "BF16\n"); }
         fprintf(out, "  other blocks    BF16 (first %d, last %d)\n", r->front, r->tail);
     }
-    fprintf(out, "  the rest        BF16: embedding, norms, attention, GELU, head, residual stream\n");
+    fprintf(out, "  the rest        BF16: embedding, norms, attention, GELU, head, "
+            "residual stream\n");
     fprintf(out, "  FP32            master weights, AdamW moments, weight gradients, loss\n");
 }
 

@@ -1,9 +1,10 @@
 /*
 A training run without its model: what train_gpt2_fp32.c and train_gpt2_nvfp4.cu have in common.
 
-run_parse reads the flags, run_open opens the data and says what is going to happen; the programs' main
-loops then ask it when to validate, sample and save, and tell it what came out, which goes to the terminal
-and to log.jsonl. Whatever is derived from flags (micro-steps, number of updates) is derived here.
+run_parse reads the flags, run_open opens the data and says what is going to happen; the
+programs' main loops then ask it when to validate, sample and save, and tell it what came out,
+which goes to the terminal and to log.jsonl. Whatever is derived from flags (micro-steps, number
+of updates) is derived here.
 
 C11 that also compiles as C++17.
 */
@@ -55,20 +56,22 @@ static inline void run_print(const TrainRun* run, const char* program, const cha
     ParamSpec specs[NUM_PARAMS];
     size_t params = gpt2_param_specs(specs, m);
     printf("%s, commit %s, on %s\n", program, GIT_COMMIT, device);
-    printf("model             %d layers, %d channels, %d heads, vocabulary %d (padded %d), context %d: "
-           "%zu parameters\n", m->L, m->C, m->NH, m->V, m->Vp, m->max_T, params);
+    printf("model             %d layers, %d channels, %d heads, vocabulary %d (padded %d), "
+           "context %d: %zu parameters\n", m->L, m->C, m->NH, m->V, m->Vp, m->max_T, params);
     recipe_print(&run->recipe, m->L, stdout);
     printf("data              %s: %d shard%s, %" PRIu64 " tokens, identity %016" PRIx64 "\n",
            c->train_data, run->train.num_shards, run->train.num_shards == 1 ? "" : "s",
            run->train.num_tokens, run->train.identity);
-    printf("batch             %d x %d tokens x %d micro-step%s = %" PRIu64 " tokens an update\n", c->B, c->T,
-           run->micro_steps, run->micro_steps == 1 ? "" : "s", run_tokens_per_step(run));
-    printf("steps             %d (%.2f epochs), %s from %g over %d warmup steps to %g\n", run->num_steps,
-           (double)run->num_steps * (double)run_tokens_per_step(run) / (double)run->train.num_tokens,
+    printf("batch             %d x %d tokens x %d micro-step%s = %" PRIu64 " tokens an update\n",
+           c->B, c->T, run->micro_steps, run->micro_steps == 1 ? "" : "s",
+           run_tokens_per_step(run));
+    printf("steps             %d (%.2f epochs), %s from %g over %d warmup steps to %g\n",
+           run->num_steps, (double)run->num_steps * (double)run_tokens_per_step(run)
+                               / (double)run->train.num_tokens,
            c->schedule, c->learning_rate, c->warmup_steps, c->learning_rate * c->final_fraction);
     if (c->val_every > 0) {
-        printf("validation        %s: %" PRIu64 " of %" PRIu64 " tokens every %d steps\n", c->val_data,
-               run->val_rows * (uint64_t)c->T, run->val.num_tokens, c->val_every);
+        printf("validation        %s: %" PRIu64 " of %" PRIu64 " tokens every %d steps\n",
+               c->val_data, run->val_rows * (uint64_t)c->T, run->val.num_tokens, c->val_every);
     }
 }
 
@@ -86,7 +89,8 @@ static inline void run_open(TrainRun* run, const char* program, const char* devi
     const TrainConfig* c = &run->config;
     run->checkpoint = checkpoint_find(c->output_dir, c->resume);
     run->start_step = run->checkpoint >= 0 ? run->checkpoint : 0;
-    run->model = file_exists(c->model) ? checkpoint_read_config(c->model) : gpt2_config(c->model, c->T);
+    run->model = file_exists(c->model) ? checkpoint_read_config(c->model)
+                                        : gpt2_config(c->model, c->T);
     check(c->T <= run->model.max_T, "-t %d is longer than the model's context of %d tokens", c->T,
           run->model.max_T);
     run->recipe = recipe_parse(c->recipe, run->model.L);
@@ -96,17 +100,17 @@ static inline void run_open(TrainRun* run, const char* program, const char* devi
     dataloader_open(&run->train, c->train_data, c->T, run->model.V, 1, c->seed);
     run->micro_steps = train_config_micro_steps(c);
     uint64_t rows_per_step = (uint64_t)c->B * (uint64_t)run->micro_steps;
-    check(c->num_steps >= 0 || run->train.num_rows >= rows_per_step, "%s: %" PRIu64 " tokens are less than "
-          "one update of %" PRIu64 "; reduce -d or -b, or give -x", c->train_data, run->train.num_tokens,
-          run_tokens_per_step(run));
+    check(c->num_steps >= 0 || run->train.num_rows >= rows_per_step, "%s: %" PRIu64 " tokens "
+          "are less than one update of %" PRIu64 "; reduce -d or -b, or give -x", c->train_data,
+          run->train.num_tokens, run_tokens_per_step(run));
     run->num_steps = c->num_steps >= 0 ? c->num_steps : (int)(run->train.num_rows / rows_per_step);
     check(c->warmup_steps <= run->num_steps, "-u %d warmup steps are more than the run's %d",
           c->warmup_steps, run->num_steps);
     if (c->val_every > 0) {
         dataloader_open(&run->val, c->val_data, c->T, run->model.V, 0, c->seed);
         uint64_t wanted = (uint64_t)c->val_tokens / (uint64_t)c->T;
-        check(wanted <= run->val.num_rows, "-vt %" PRId64 ": %s has only %" PRIu64 " rows of -t %d tokens",
-              c->val_tokens, c->val_data, run->val.num_rows, c->T);
+        check(wanted <= run->val.num_rows, "-vt %" PRId64 ": %s has only %" PRIu64 " rows of "
+              "-t %d tokens", c->val_tokens, c->val_data, run->val.num_rows, c->T);
         run->val_rows = wanted > 0 ? wanted : run->val.num_rows;
     }
     size_t batch = (size_t)c->B * (size_t)c->T * sizeof(int);
@@ -121,8 +125,8 @@ static inline void run_open(TrainRun* run, const char* program, const char* devi
 // ---------------------------------------------------------------------------------------------
 // Checkpoints and log. params, m, v (all parameters) lie in host memory.
 
-// Fills params, m, v where they come from files: the newest checkpoint of a resumed run, or the model file
-// given with -e, which has no moments. Otherwise they stay as they are.
+// Fills params, m, v where they come from files: the newest checkpoint of a resumed run, or the
+// model file given with -e, which has no moments. Otherwise they stay as they are.
 static inline void run_load(TrainRun* run, float* params, float* m, float* v) {
     const TrainConfig* c = &run->config;
     if (run->checkpoint >= 0) {
@@ -136,7 +140,8 @@ static inline void run_load(TrainRun* run, float* params, float* m, float* v) {
     }
 }
 
-static inline void run_save(TrainRun* run, int step, const float* params, const float* m, const float* v) {
+static inline void run_save(TrainRun* run, int step, const float* params, const float* m,
+                            const float* v) {
     const TrainConfig* c = &run->config;
     char* settings = checkpoint_settings(run->flags, TRAIN_NUM_FLAGS, run->train.identity);
     directory_create(c->output_dir);
@@ -203,24 +208,28 @@ static inline void run_end_progress(const TrainRun* run) {
     if (run->progress && run->last_line > 0.0) { printf("\n"); }
 }
 
-// One update has taken `ms`. peak_share is the share of the device's peak rate, joules those per token; NaN
-// if unknown. A terminal gets one line that is overwritten; a file gets at most one line a second.
-static inline void run_report_step(TrainRun* run, int step, float loss, float norm, float lr, double ms,
-                                   double peak_share, double joules) {
+// One update has taken `ms`. peak_share is the share of the device's peak rate, joules those
+// per token; NaN if unknown. A terminal gets one line that is overwritten; a file gets at
+// most one line a second.
+static inline void run_report_step(TrainRun* run, int step, float loss, float norm, float lr,
+                                   double ms, double peak_share, double joules) {
     double tok_s = (double)run_tokens_per_step(run) / (ms * 1e-3);
     run->train_seconds += ms * 1e-3;
     logger_step(&run->log, step, loss, norm, lr, ms, tok_s);
-    check(isfinite(loss) && isfinite(norm), "step %d: loss %g and gradient norm %g are not finite; the "
-          "checkpoints written before are good; try a lower -l, or the recipe with more tail=", step, loss,
-          norm);
+    check(isfinite(loss) && isfinite(norm), "step %d: loss %g and gradient norm %g are not finite; "
+          "the checkpoints written before are good; try a lower -l, or the recipe with more tail=",
+          step, loss, norm);
     double now = seconds_now();
     int last = step + 1 == run->num_steps;
-    if (now - run->last_line < (run->progress ? 0.1 : 1.0) && !last && step != run->start_step) { return; }
+    if (now - run->last_line < (run->progress ? 0.1 : 1.0) && !last && step != run->start_step) {
+        return;
+    }
     run->last_line = now;
     double left = run->train_seconds / (step + 1 - run->start_step) * (run->num_steps - step - 1);
-    printf("%sstep %d/%d (%.0f %%, %d:%02d left) | loss %.4f | norm %.3f | lr %.2e | %.1f ms | %.0f tok/s",
-           run->progress ? "\r" : "", step + 1, run->num_steps, 100.0 * (step + 1) / run->num_steps,
-           (int)left / 60, (int)left % 60, loss, norm, lr, ms, tok_s);
+    printf("%sstep %d/%d (%.0f %%, %d:%02d left) | loss %.4f | norm %.3f | lr %.2e | "
+           "%.1f ms | %.0f tok/s", run->progress ? "\r" : "", step + 1, run->num_steps,
+           100.0 * (step + 1) / run->num_steps, (int)left / 60, (int)left % 60, loss, norm, lr,
+           ms, tok_s);
     if (isfinite(peak_share)) { printf(" | %.1f %% of peak", 100.0 * peak_share); }
     if (isfinite(joules)) { printf(" | %.3f mJ/token", 1e3 * joules); }
     printf("%s", run->progress ? "  " : "\n");

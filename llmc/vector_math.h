@@ -1,6 +1,7 @@
 /*
-Exponential and sums for the CPU program, written so that a compiler may vectorize them without being
-allowed to reorder arithmetic (libm's expf is a call per element; -ffast-math would change results).
+Exponential and sums for the CPU program, written so that a compiler may vectorize them
+without being allowed to reorder arithmetic (libm's expf is a call per element; -ffast-math
+would change results).
 */
 #ifndef LLMC_VECTOR_MATH_H
 #define LLMC_VECTOR_MATH_H
@@ -8,13 +9,14 @@ allowed to reorder arithmetic (libm's expf is a call per element; -ffast-math wo
 #include <math.h>
 #include "bits.h"
 
-// e^x within 2 units in the last place for x in [-87, 88]; beyond, the value at the end of the range.
-// x = n ln2 + r with |r| <= ln2/2; e^r by its Taylor polynomial, 2^n by writing the exponent bits.
+// e^x within 2 units in the last place for x in [-87, 88]; beyond, the value at the end
+// of the range. x = n ln2 + r with |r| <= ln2/2; e^r by its Taylor polynomial, 2^n by
+// writing the exponent bits.
 static inline float vector_exp(float x) {
     x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;        // NaN stays NaN
     float n = rintf(x * 1.44269504f);
-    float r = fmaf(n, -0.693359375f, x);            // ln2 in two parts; the first has 9 bits, so that
-    r = fmaf(n, 2.12194440e-4f, r);                 // its product with n is exact
+    float r = fmaf(n, -0.693359375f, x);        // ln2 in two parts; the first has 9 bits, so that
+    r = fmaf(n, 2.12194440e-4f, r);             // its product with n is exact
     float p = 1.0f / 5040.0f;
     p = fmaf(p, r, 1.0f / 720.0f);
     p = fmaf(p, r, 1.0f / 120.0f);

@@ -1,6 +1,6 @@
 /*
-Reads what dev/reference/make_reference.py wrote: a batch, and what PyTorch made of it. README.md beside
-this file draws the format. C11 and C++17.
+Reads what dev/reference/make_reference.py wrote: a batch, and what PyTorch made of it. README.md
+beside this file draws the format. C11 and C++17.
 */
 #ifndef REFERENCE_FILE_H
 #define REFERENCE_FILE_H
@@ -28,7 +28,8 @@ static inline Reference reference_open(const char* model_path, const char* state
     FILE* file = file_open(state_path, "dev/reference/make_reference.py makes it");
     int32_t header[256];
     file_read(header, sizeof(header), file, state_path);
-    check(header[0] == 20240327 && header[1] == 2, "%s: not a state file of make_reference.py", state_path);
+    check(header[0] == 20240327 && header[1] == 2, "%s: not a state file of make_reference.py",
+          state_path);
     r.B = header[2];
     r.T = header[3];
     r.steps = header[4];

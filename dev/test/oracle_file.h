@@ -1,7 +1,7 @@
 /*
-How the C program's first step reaches the test of the CUDA program: through a file, since both programs
-define GPT2 and gpt2_forward and cannot be in one translation unit. test_gpt2.c writes it, test_model.cu
-reads it and repeats the step with the same initial weights and tokens.
+How the C program's first step reaches the test of the CUDA program: through a file, since both
+programs define GPT2 and gpt2_forward and cannot be in one translation unit. test_gpt2.c writes it,
+test_model.cu reads it and repeats the step with the same initial weights and tokens.
 
     OracleHeader
     gradients       (num_params) FP32, absent for models of more than 4 million parameters
@@ -24,8 +24,8 @@ typedef struct {
     uint64_t num_params;
     char model[128], recipe[128];       // as -e and -p take them
     float loss, gradient_norm;
-    // the same step by the same program with every sum in two parts: the share of equal codes, the loss, and
-    // how far the gradients are off relative to their length
+    // the same step by the same program with every sum in two parts: the share of equal codes, the
+    // loss, and how far the gradients are off relative to their length
     float reordered_codes, reordered_loss, reordered_gradients;
 } OracleHeader;
 
@@ -59,7 +59,8 @@ static inline uint8_t* oracle_scales(const Nvfp4Matrix* q) {
     uint8_t* scales = (uint8_t*)xmalloc((size_t)q->rows * blocks, "block scales");
     for (size_t row = 0; row < (size_t)q->rows; row++) {
         for (size_t block = 0; block < blocks; block++) {
-            scales[row * blocks + block] = q->block_scales[nvfp4_scale_offset(row, block, (size_t)q->cols)];
+            scales[row * blocks + block] =
+                q->block_scales[nvfp4_scale_offset(row, block, (size_t)q->cols)];
         }
     }
     return scales;

@@ -4,7 +4,8 @@
 # status other than 0, and every file that was saved before as it was. Tests train_gpt2_fp32, and
 # train_gpt2_nvfp4 where it is built.
 #
-# Seen failing: with the size check in shard_open removed, the truncated token files pass.
+# Seen failing: without the check of the size in shard_open (4 cases), of tokens in dataloader_row (2),
+# of flags given twice and of numbers too large in flags.h (1 each).
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 
@@ -322,20 +323,22 @@ test_output() {
 
 # One run that diverges: the last good checkpoint stays.
 test_not_finite() {
-    rejects "diverging run"             'not finite.*(step|micro-batch) [0-9]+' \
+    rejects "diverging run"             'step [0-9]+.*not finite|not finite .micro-batch [0-9]+' \
         -o "$work/diverged" -n 1 -x 50 -l 1000 -gc 0 -k constant -c 1000
     report "$([ -f "$work/diverged/state_00000001.bin" ] && echo 1 || echo 0)" \
         "its checkpoints stay" "$(find "$work/diverged" -name 'state_*.bin' -printf '%f ')"
 }
 
-# A model of 175 billion parameters. The limit of 4 GB keeps the C program from trying.
+# Four million tokens at once take half a terabyte. The limit of 4 GB is for the C program; CUDA could
+# not even start under it.
 test_memory() {
+    local arguments=(-e "layers=4,channels=768,heads=12,vocab=64" -b 8192 -t 512 -vt 512)
     if [ "$program" = ./train_gpt2_fp32 ]; then
-        (ulimit -v 4000000; run_program -e gpt3:c12288,vocab=64)
+        (ulimit -v 4000000; run_program "${arguments[@]}")
     else
-        run_program -e gpt3:c12288,vocab=64
+        run_program "${arguments[@]}"
     fi
-    judge $? "out of memory"            'out of memory.*reduce'
+    judge $? "out of memory"            'memory.*reduce.*-b'
 }
 
 for program in ./train_gpt2_fp32 ./train_gpt2_nvfp4; do

@@ -1,12 +1,13 @@
 /*
 Tests of train_gpt2_nvfp4.cu as a whole; needs a GPU. The kernels have tests of their own.
 
-    build/test/cuda/test_model                          every test; run ./test_gpt2 before, which writes
-                                                        build/oracle_RECIPE.bin
-    build/test/cuda/test_model MODEL.bin STATE.bin      only the comparison with PyTorch, for another
-                                                        reference made by dev/reference/make_reference.py
-    build/test/cuda/test_model ORACLE.bin               only the comparison with the C program, for another
-                                                        oracle made by test_gpt2
+    build/test/cuda/test_model                          every test; run ./test_gpt2 before, which
+                                                        writes build/oracle_RECIPE.bin
+    build/test/cuda/test_model MODEL.bin STATE.bin      only the comparison with PyTorch, for
+                                                        another reference made by
+                                                        dev/reference/make_reference.py
+    build/test/cuda/test_model ORACLE.bin               only the comparison with the C program, for
+                                                        another oracle made by test_gpt2
 */
 #define TESTING
 #include "../../train_gpt2_nvfp4.cu"
@@ -36,8 +37,8 @@ template <typename Real> static float* copy_out(const Real* device, size_t n) {
 
 // A model with the initial weights of `seed`, or those of a model file if there is one.
 template <typename Real>
-static void build(GPT2<Real>* model, GPT2Config config, const char* recipe, int B, int T, uint64_t seed,
-                  const char* file) {
+static void build(GPT2<Real>* model, GPT2Config config, const char* recipe, int B, int T,
+                  uint64_t seed, const char* file) {
     gpt2_build(model, config, recipe_parse(recipe, config.L), GEMM_AUTO, B, T, seed);
     float* params = (float*)xmalloc(model->num_params * sizeof(float), "parameters");
     float* zeros = (float*)xcalloc(model->num_params * sizeof(float), "moments");
@@ -52,9 +53,10 @@ static void build(GPT2<Real>* model, GPT2Config config, const char* recipe, int 
 
 // ---------------------------------------------------------------------------------------------
 
-// Bounded. Against PyTorch in FP32. Under fp32 the bounds are those of the C program, sums of FP32 terms in
-// another order; under bf16 each stored tensor is off by 2^-9 on average over some tens of roundings one
-// after the other: 3 % of a gradient's length. Fails with: LayerNorm eps 1e-6; attention scale 1/HS.
+// Bounded. Against PyTorch in FP32. Under fp32 the bounds are those of the C program, sums of
+// FP32 terms in another order; under bf16 each stored tensor is off by 2^-9 on average over some
+// tens of roundings one after the other: 3 % of a gradient's length. Fails with: LayerNorm eps
+// 1e-6; attention scale 1/HS.
 template <typename Real>
 static void test_reference(const char* recipe, const char* model_path, const char* state_path) {
     int fp32 = sizeof(Real) == sizeof(float);
@@ -70,12 +72,13 @@ static void test_reference(const char* recipe, const char* model_path, const cha
     float* logits = copy_out(model.acts.logits, (size_t)BT * Vp);
     double worst = 0.0;
     for (int bt = 0; bt < BT; bt++) {
-        double d = relative_distance(logits + (size_t)bt * Vp, reference.logits + (size_t)bt * V, V);
+        double d = relative_distance(logits + (size_t)bt * Vp,
+                                     reference.logits + (size_t)bt * V, V);
         if (!(d <= worst)) { worst = d; }
     }
     free(logits);
-    report(worst < logits_bound, "pytorch logits", "%s: worst row differs by %.1e of its length, bound %.0e",
-           recipe, worst, logits_bound);
+    report(worst < logits_bound, "pytorch logits",
+           "%s: worst row differs by %.1e of its length, bound %.0e", recipe, worst, logits_bound);
 
     worst = 0.0;
     const char* worst_name = "";
@@ -101,15 +104,16 @@ static void test_reference(const char* recipe, const char* model_path, const cha
         float norm = gpt2_gradient_norm(&model), loss = gpt2_loss_sum(&model) / (float)BT;
         float scale = norm > reference.clip ? reference.clip / norm : 1.0f;
         gpt2_update(&model, reference.learning_rate, reference.weight_decay, scale, step);
-        double dl = fabs(loss / reference.losses[step] - 1.0), dn = fabs(norm / reference.norms[step] - 1.0);
+        double dl = fabs(loss / reference.losses[step] - 1.0),
+               dn = fabs(norm / reference.norms[step] - 1.0);
         if (!(dl <= worst_loss)) { worst_loss = dl; }
         if (!(dn <= worst_norm)) { worst_norm = dn; }
     }
-    report(worst < gradient_bound, "pytorch gradients", "%s: worst %s differs by %.1e of its length, bound %.0e",
-           recipe, worst_name, worst, gradient_bound);
-    report(worst_loss < loss_bound && worst_norm < norm_bound, "pytorch adamw", "%s: %d steps: losses differ by "
-           "at most %.1e, norms by %.1e, bounds %.0e and %.0e", recipe, reference.steps, worst_loss, worst_norm,
-           loss_bound, norm_bound);
+    report(worst < gradient_bound, "pytorch gradients", "%s: worst %s differs by %.1e of its "
+           "length, bound %.0e", recipe, worst_name, worst, gradient_bound);
+    report(worst_loss < loss_bound && worst_norm < norm_bound, "pytorch adamw",
+           "%s: %d steps: losses differ by at most %.1e, norms by %.1e, bounds %.0e and %.0e",
+           recipe, reference.steps, worst_loss, worst_norm, loss_bound, norm_bound);
     reference_close(&reference);
 }
 
@@ -128,8 +132,9 @@ static struct {
     uint64_t seed;
     OracleOperand* operands;
     int count;
-    size_t own_elements, own_codes, own_scales, own_amax;           // what differs from the C quantizer, given
-    size_t elements, equal_codes, equal_scales, weight_differs;     // our tensors; what equals the C program's
+    // what differs from the C quantizer, given our tensors; what equals the C program's
+    size_t own_elements, own_codes, own_scales, own_amax;
+    size_t elements, equal_codes, equal_scales, weight_differs;
     size_t by_operand[NUM_OPERANDS], equal_by_operand[NUM_OPERANDS];
 } oracle;
 
@@ -139,8 +144,9 @@ static size_t count_equal(const uint8_t* a, const uint8_t* b, size_t n) {
     return equal;
 }
 
-// Holds a quantized operand against the C quantizer on the very tensor that was quantized, which must give
-// the same bits, and against what the C program had in this place, whose tensor differs by summation order.
+// Holds a quantized operand against the C quantizer on the very tensor that was quantized, which
+// must give the same bits, and against what the C program had in this place, whose tensor
+// differs by summation order.
 static void oracle_observe(int layer, int linear, int operand, const __nv_bfloat16* source,
                            const Nvfp4Matrix* quantized) {
     int transposed = operand == OPERAND_XT || operand == OPERAND_DYT || operand == OPERAND_WT;
@@ -150,7 +156,8 @@ static void oracle_observe(int layer, int linear, int operand, const __nv_bfloat
     float* values = copy_out(source, elements);
     if (transposed) {
         float* flipped = (float*)xmalloc(elements * sizeof(float), "a transposed operand");
-        hadamard_transpose(flipped, values, (int)cols, (int)rows, !weight && oracle.recipe->hadamard);
+        hadamard_transpose(flipped, values, (int)cols, (int)rows,
+                           !weight && oracle.recipe->hadamard);
         free(values);
         values = flipped;
     }
@@ -165,23 +172,29 @@ static void oracle_observe(int layer, int linear, int operand, const __nv_bfloat
     want.codes = (uint8_t*)xmalloc(elements / 2, "codes");
     want.block_scales = (uint8_t*)xmalloc(scales_size, "scales");
     want.amax = &amax;
-    check(nvfp4_quantize(&want, values, weight && oracle.recipe->tile16 ? 16 : 1, rounding) == 0, "not finite");
+    check(nvfp4_quantize(&want, values, weight && oracle.recipe->tile16 ? 16 : 1, rounding) == 0,
+          "not finite");
     got.codes = (uint8_t*)xmalloc(elements / 2, "codes");
     got.block_scales = (uint8_t*)xmalloc(scales_size, "scales");
     got.amax = &own_amax;
     cudaCheck(cudaMemcpy(got.codes, quantized->codes, elements / 2, cudaMemcpyDeviceToHost));
-    cudaCheck(cudaMemcpy(got.block_scales, quantized->block_scales, scales_size, cudaMemcpyDeviceToHost));
+    cudaCheck(cudaMemcpy(got.block_scales, quantized->block_scales, scales_size,
+                         cudaMemcpyDeviceToHost));
     cudaCheck(cudaMemcpy(&own_amax, quantized->amax, sizeof(float), cudaMemcpyDeviceToHost));
     oracle.own_elements += elements;
     oracle.own_codes += elements - oracle_equal_codes(want.codes, got.codes, elements / 2);
-    oracle.own_scales += scales_size - count_equal(want.block_scales, got.block_scales, scales_size);
+    oracle.own_scales += scales_size
+                         - count_equal(want.block_scales, got.block_scales, scales_size);
     oracle.own_amax += float_bits(amax) != float_bits(own_amax);
 
     uint8_t* scales = oracle_scales(&got);
     for (int i = 0; i < oracle.count; i++) {
         OracleOperand* o = &oracle.operands[i];
-        if (o->about.layer != layer || o->about.linear != linear || o->about.operand != operand) { continue; }
-        check((size_t)o->about.rows == rows && (size_t)o->about.cols == cols, "operands of different shapes");
+        if (o->about.layer != layer || o->about.linear != linear || o->about.operand != operand) {
+            continue;
+        }
+        check((size_t)o->about.rows == rows && (size_t)o->about.cols == cols,
+              "operands of different shapes");
         size_t equal = oracle_equal_codes(o->codes, got.codes, elements / 2);
         size_t equal_scales = count_equal(o->scales, scales, elements / NVFP4_BLOCK);
         o->seen = 1;
@@ -190,7 +203,9 @@ static void oracle_observe(int layer, int linear, int operand, const __nv_bfloat
         oracle.equal_scales += equal_scales;
         oracle.by_operand[operand] += elements;
         oracle.equal_by_operand[operand] += equal;
-        if (weight) { oracle.weight_differs += elements - equal + elements / NVFP4_BLOCK - equal_scales; }
+        if (weight) {
+            oracle.weight_differs += elements - equal + elements / NVFP4_BLOCK - equal_scales;
+        }
     }
     free(scales);
     free(values);
@@ -200,13 +215,14 @@ static void oracle_observe(int layer, int linear, int operand, const __nv_bfloat
     free(got.block_scales);
 }
 
-// Exact: each operand has the bits of the C quantizer fed with the CUDA program's own tensor; weights have
-// those of the C program. Bounded: the rest of the first step, whose sums have another order. A sum in another
-// order moves a BF16 rounding now and then; that moves a code, which is a change of a quarter and more of the
-// element; and from there it spreads through the row and, in attention, to others. Where it moves a tensor's
-// amax, all scales of that tensor change a little. The C program has measured on itself what that comes to when
-// only its GEMMs sum in another order (oracle_file.h); here, where every sum has another order, at most three
-// times as much may differ. Fails with: dY and dY^T tags exchanged; sign mask 0xD7E9; gelu' of the output.
+// Exact: each operand has the bits of the C quantizer fed with the CUDA program's own tensor;
+// weights have those of the C program. Bounded: the rest of the first step, whose sums have another
+// order. A sum in another order moves a BF16 rounding now and then; that moves a code, which is a
+// change of a quarter and more of the element; and from there it spreads through the row and, in
+// attention, to others. Where it moves a tensor's amax, all scales of that tensor change a little.
+// The C program has measured on itself what that comes to when only its GEMMs sum in another order
+// (oracle_file.h); here, where every sum has another order, at most three times as much may differ.
+// Fails with: dY and dY^T tags exchanged; sign mask 0xD7E9; gelu' of the output.
 template <typename Real> static void test_oracle(const char* path) {
     OracleHeader header;
     FILE* file = file_open(path, "./test_gpt2 writes it");
@@ -217,7 +233,8 @@ template <typename Real> static void test_oracle(const char* path) {
     file_read(want, gradients * sizeof(float), file, path);
     memset(&oracle, 0, sizeof(oracle));
     oracle.count = header.num_records;
-    oracle.operands = (OracleOperand*)xcalloc(header.num_records * sizeof(OracleOperand), "operands");
+    oracle.operands = (OracleOperand*)xcalloc(header.num_records * sizeof(OracleOperand),
+                                              "operands");
     for (int i = 0; i < oracle.count; i++) {
         OracleOperand* o = &oracle.operands[i];
         file_read(&o->about, sizeof(o->about), file, path);
@@ -247,25 +264,29 @@ template <typename Real> static void test_oracle(const char* path) {
     int fp32 = sizeof(Real) == sizeof(float), seen = 0;
     for (int i = 0; i < oracle.count; i++) { seen += oracle.operands[i].seen; }
     double bound = fp32 ? 1e-5 : 2e-3, norm_bound = fp32 ? 1e-4 : 2e-2;
-    report(fabs(loss / header.loss - 1.0) < bound, "C program: loss", "%s %s: %.6f, C %.6f, bound %.0e relative",
-           header.model, header.recipe, loss, header.loss, bound);
-    report(fabs(norm / header.gradient_norm - 1.0) < norm_bound, "C program: norm", "%s: %.5f, C %.5f, bound %.0e",
-           header.recipe, norm, header.gradient_norm, norm_bound);
+    report(fabs(loss / header.loss - 1.0) < bound, "C program: loss", "%s %s: %.6f, C %.6f, bound "
+           "%.0e relative", header.model, header.recipe, loss, header.loss, bound);
+    report(fabs(norm / header.gradient_norm - 1.0) < norm_bound, "C program: norm",
+           "%s: %.5f, C %.5f, bound %.0e", header.recipe, norm, header.gradient_norm, norm_bound);
     if (gradients > 0) {
         float* got = copy_out(model.grads, gradients);
-        double d = relative_distance(got, want, gradients), most = 3.0 * header.reordered_gradients + 1e-6;
-        report(d < most, "C program: gradients", "%s: differ by %.1e of their length, C with sums in another order "
-               "by %.1e", header.recipe, d, header.reordered_gradients);
+        double d = relative_distance(got, want, gradients),
+               most = 3.0 * header.reordered_gradients + 1e-6;
+        report(d < most, "C program: gradients", "%s: differ by %.1e of their length, C with sums "
+               "in another order by %.1e", header.recipe, d, header.reordered_gradients);
         free(got);
     }
     if (oracle.count > 0) {
         report(seen == oracle.count && oracle.own_codes + oracle.own_scales + oracle.own_amax == 0,
-               "C quantizer, same tensors", "%d of %d operands; of %zu codes %zu differ, scales %zu, amaxes %zu",
-               seen, oracle.count, oracle.own_elements, oracle.own_codes, oracle.own_scales, oracle.own_amax);
-        report(oracle.weight_differs == 0, "C program: weights", "%zu codes or scales differ", oracle.weight_differs);
+               "C quantizer, same tensors", "%d of %d operands; of %zu codes %zu differ, scales "
+               "%zu, amaxes %zu", seen, oracle.count, oracle.own_elements, oracle.own_codes,
+               oracle.own_scales, oracle.own_amax);
+        report(oracle.weight_differs == 0, "C program: weights", "%zu codes or scales differ",
+               oracle.weight_differs);
         double share = (double)oracle.equal_codes / oracle.elements;
-        report(1.0 - share < 3.0 * (1.0 - header.reordered_codes) + 1e-3, "C program: codes", "%.2f %% equal, C with "
-               "sums in another order %.2f %%; scales %.2f %%", 100 * share, 100 * header.reordered_codes,
+        report(1.0 - share < 3.0 * (1.0 - header.reordered_codes) + 1e-3, "C program: codes",
+               "%.2f %% equal, C with sums in another order %.2f %%; scales %.2f %%",
+               100 * share, 100 * header.reordered_codes,
                100.0 * oracle.equal_scales * NVFP4_BLOCK / oracle.elements);
         for (int operand = 0; operand < NUM_OPERANDS; operand++) {
             printf("       %-5s %.2f %% of codes equal\n", operand_name(operand),
@@ -279,7 +300,8 @@ template <typename Real> static void test_oracle(const char* path) {
 
 // ---------------------------------------------------------------------------------------------
 
-template <typename Real> static void train_small(GPT2<Real>* model, int first, int last, float* losses) {
+template <typename Real>
+static void train_small(GPT2<Real>* model, int first, int last, float* losses) {
     int B = 2, T = 32, inputs[64], targets[64];
     for (int step = first; step < last; step++) {
         gpt2_zero_grad(model);
@@ -295,8 +317,9 @@ template <typename Real> static void train_small(GPT2<Real>* model, int first, i
     }
 }
 
-// Exact. Two runs give the same bits; so does a run that is taken out and put back in the middle. Fails with:
-// float atomics in a bias gradient; quantized weights not made again after gpt2_set_state.
+// Exact. Two runs give the same bits; so does a run that is taken out and put back in
+// the middle. Fails with: float atomics in a bias gradient; quantized weights not made
+// again after gpt2_set_state.
 template <typename Real> static void test_same_bits(const char* recipe) {
     GPT2Config config = gpt2_config("layers=3,channels=128,heads=2,vocab=257", 32);
     float losses[3][10];
@@ -319,23 +342,25 @@ template <typename Real> static void test_same_bits(const char* recipe) {
         }
         params[run] = copy_out(model.params, n);
         if (run > 0) {
-            report(memcmp(params[0], params[run], n * sizeof(float)) == 0, run == 1 ? "same bits" : "resume",
-                   "%s: 10 steps, loss %.4f to %.4f", recipe, losses[0][0], losses[0][9]);
+            report(memcmp(params[0], params[run], n * sizeof(float)) == 0,
+                   run == 1 ? "same bits" : "resume", "%s: 10 steps, loss %.4f to %.4f", recipe,
+                   losses[0][0], losses[0][9]);
         }
     }
-    report(losses[0][9] < losses[0][0] - 0.5f, "learns", "%s: loss %.4f to %.4f", recipe, losses[0][0],
-           losses[0][9]);
+    report(losses[0][9] < losses[0][0] - 0.5f, "learns", "%s: loss %.4f to %.4f", recipe,
+           losses[0][0], losses[0][9]);
 }
 
-// Exact. An infinite weight stops the run with a message that names where. Fails with: fmaxf in the amax kernel.
+// Exact. An infinite weight stops the run with a message that names where. Fails with:
+// fmaxf in the amax kernel.
 static void test_not_finite(void) {
     GPT2Config config = gpt2_config("layers=3,channels=128,heads=2,vocab=257", 32);
     GPT2<__nv_bfloat16> model;
     int inputs[64], targets[64];
     build(&model, config, "nvfp4", 2, 32, 42, NULL);
     float infinite = INFINITY;
-    cudaCheck(cudaMemcpy(model.params + gpt2_param_offset(model.specs, FCW, 1), &infinite, sizeof(float),
-                         cudaMemcpyHostToDevice));
+    cudaCheck(cudaMemcpy(model.params + gpt2_param_offset(model.specs, FCW, 1), &infinite,
+                         sizeof(float), cudaMemcpyHostToDevice));
     gpt2_refresh_working(&model);
     oracle_tokens(inputs, targets, 64, 257, 1);
     gpt2_forward(&model, inputs, targets, 2, 32, 1.0f / 64);
@@ -358,7 +383,8 @@ int main(int argc, char** argv) {
         return report_status();
     }
     test_reference<float>("fp32", "dev/reference/tiny_model.bin", "dev/reference/tiny_state.bin");
-    test_reference<__nv_bfloat16>("bf16", "dev/reference/tiny_model.bin", "dev/reference/tiny_state.bin");
+    test_reference<__nv_bfloat16>("bf16", "dev/reference/tiny_model.bin",
+                                  "dev/reference/tiny_state.bin");
     test_oracle<float>("build/oracle_fp32.bin");
     test_oracle<__nv_bfloat16>("build/oracle_bf16.bin");
     test_oracle<__nv_bfloat16>("build/oracle_nvfp4.bin");

@@ -1,11 +1,11 @@
 # GPT-2 training in NVFP4. The two commands that matter first:
 #
-#   make run        get a text, build, train on it, print a table and draw a plot (about 4 minutes)
+#   make run        get a text, build, train on it, print a table and draw a plot (2 minutes on 2 cores)
 #   make test       every test that this machine can run
 #
-# `make` alone builds every program that this machine can build. Also: headers (each compiles alone),
-# cuda-all (all CUDA code for every supported GPU), bench, lines, clean, and print-NAME, which shows
-# what a variable below came out as.
+# `make` alone builds every program that this machine can build. Also: headers (each compiles
+# alone), cuda-all (all CUDA code for every supported GPU), bench, lines, clean, and print-NAME,
+# which shows what a variable below came out as.
 
 # -ffp-contract=off, and no -Ofast: fused or reordered operations change last bits, and the last bit
 #     decides a tie between two FP4 codes.
@@ -18,19 +18,20 @@ CFLAGS = -std=c11 -O3 -march=native -ffp-contract=off -fno-math-errno -fopenmp \
          -D_POSIX_C_SOURCE=200809L -Wall -Wextra -I.
 DEPENDENCIES = -MMD -MP -MT $@ -MF build/$(subst /,_,$@).d
 
-# OpenBLAS does the C program's matrix products. Debian has it in two builds; the one with threads of
-# its own fights with OpenMP's for the cores (measured 20 times slower with 2 cores) and is the one
-# that the loader prefers when both are installed. The rpath insists on the OpenMP build.
+# OpenBLAS does the C program's matrix products. Debian has it in two builds; the one with threads
+# of its own fights with OpenMP's for the cores (measured 20 times slower with 2 cores) and is the
+# one that the loader prefers when both are installed. The rpath insists on the OpenMP build.
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-openmp))
 LIBS = $(if $(OPENBLAS),-L$(OPENBLAS) -Xlinker -rpath -Xlinker $(OPENBLAS)) -lopenblas -lm
 
-# The compute capability, without its dot (90), of the first GPU that can run our kernels: 8.0 or newer.
-# Empty if there is none. The pattern keeps out what nvidia-smi prints in place of a number when it fails.
+# The compute capability, without its dot (90), of the first GPU that can run our kernels: 8.0 or
+# newer. Empty if there is none. The pattern keeps out what nvidia-smi prints in place of a number
+# when it fails.
 GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | \
                awk -F. '/^[0-9]+\.[0-9]+$$/ && $$1 >= 8 { print $$1 $$2; exit }')
 
-# What to compile for: this machine's GPU, else Hopper. The suffix a adds the instructions that exist
-# on one architecture only (wgmma on 9.0, block-scaled FP4 on 10.x and 12.0).
+# What to compile for: this machine's GPU, else Hopper. The suffix a adds the instructions that
+# exist on one architecture only (wgmma on 9.0, block-scaled FP4 on 10.x and 12.0).
 ARCH := $(or $(GPU),90)
 ARCH := $(ARCH)$(if $(filter 90 100 103 120,$(ARCH)),a)
 ARCHS_ALL = 80 90a 100a 103a 120a
@@ -38,8 +39,9 @@ gencode = $(foreach arch,$(1),-gencode arch=compute_$(arch),code=sm_$(arch))
 
 # No --use_fast_math: it changes the last bit of every tenth inverse scale. -ffp-contract=off is for
 # the host code, as above (ARM CPUs would fuse). 177 warns of unused functions; every program that
-# includes a header uses only some of it. The pragmas that g++ does not know are nvcc's "unroll". -ldl:
-# NVML is opened at run time, if it is there. The rpath: few systems tell the loader where CUDA is.
+# includes a header uses only some of it. The pragmas that g++ does not know are nvcc's "unroll".
+# -ldl: NVML is opened at run time, if it is there. The rpath: few systems tell the loader where
+# CUDA is.
 NVCC := $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 CUDA_HOME := $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))))
 NVCCFLAGS = -std=c++17 -O3 -I. -diag-suppress 177 \
@@ -83,7 +85,8 @@ test_gpt2: CFLAGS += -Wno-unused-function
 build/test/%: dev/test/%.c Makefile | build
 	$(CC) $(CFLAGS) $(DEPENDENCIES) -o $@ $< $(LIBS)
 
-# C++ because NVIDIA's headers are: a test compares our number formats with theirs, if they are here.
+# C++ because NVIDIA's headers are: a test compares our number formats with theirs, if they are
+# here.
 build/test/%: dev/test/%.cpp Makefile | build
 	g++ -std=c++17 -O3 -march=native -ffp-contract=off -fopenmp -Wall -Wextra -I. \
 	    $(if $(CUDA_HOME),-isystem $(CUDA_HOME)/include) $(DEPENDENCIES) -o $@ $<

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 #
-# dev/plot.sh [-t TITLE] [-y LOW:HIGH] [-h LOSS=NAME] OUT.png RUN...: draws the losses of runs from their logs.
+# dev/plot.sh [-t TITLE] [-y LOW:HIGH] [-h LOSS=NAME] OUT.png RUN...: draws the losses of runs from
+# their logs.
 #
 #     RUN     a trainer's -o directory, or LABEL=DIRECTORY; the label is else the directory's name
 #     -y      the losses to show; all of them by default
@@ -11,7 +12,7 @@
 set -euo pipefail
 
 usage() {
-    sed -n '3,10s/^# \{0,1\}//p' "$0" >&2
+    sed -n '3,11s/^# \{0,1\}//p' "$0" >&2
     exit 1
 }
 
@@ -55,7 +56,8 @@ for run in "$@"; do
     python3 "$(dirname "$0")/logs.py" columns "$directory" > "$work/$number"
     color=${colors[$((number % ${#colors[@]}))]}
     plots+=("\"$work/$number\" index 0 with lines lw 1 lc rgb \"#90$color\" notitle")
-    plots+=("\"$work/$number\" index 1 with linespoints lw 2 pt 7 ps 0.7 lc rgb \"#$color\" title $(quoted "$label")")
+    plots+=("\"$work/$number\" index 1 with linespoints lw 2 pt 7 ps 0.7 lc rgb \"#$color\" \
+        title $(quoted "$label")")
     number=$((number + 1))
 done
 if [ -n "$level" ]; then

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 #
-# What `make run` does: trains one small GPT-2 on real text three times, with the same seed on the same
-# tokens, once with each recipe (NVFP4, BF16, FP32), and shows how far they lie apart.
+# What `make run` does: trains one small GPT-2 on real text three times, with the same seed on the
+# same tokens, once with each recipe (NVFP4, BF16, FP32), and shows how far they lie apart.
 #
 #   1. dev/setup.sh installs what is missing; SETUP=0 skips this
 #   2. data/quickstart.py fetches a text and turns it into tokens, one token a byte
 #   3. make builds the trainer: the CUDA program where there is a GPU and nvcc, else the C program
-#   4. three runs, about a minute each on two cores; logs in runs/quickstart/RECIPE
+#   4. three runs, less than a minute each on two cores; logs in runs/quickstart/RECIPE
 #   5. a table, some text that the NVFP4 model writes, and a plot: runs/quickstart/loss.png
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,9 +21,9 @@ SETTINGS=(
     -i data/quickstart_train.bin -j data/quickstart_val.bin
     -e "layers=4,channels=128,heads=4,vocab=257"
     -b 16 -t 64                     # 1024 tokens a step
-    -x 700 -l 5e-3 -u 50 -q 0.1     # steps; learning rate: peak, warmup, final fraction
-    -v 100 -vt 19200                # validate every 100 steps
-    -s 350 -sn 64                   # write some text at the beginning, halfway and at the end
+    -x 600 -l 5e-3 -u 120 -q 0.1    # steps; learning rate: peak, warmup, final fraction
+    -v 50 -vt 12800                 # validate every 50 steps
+    -s 300 -sn 64                   # write some text at the beginning, halfway and at the end
 )
 
 step() { printf '\n--- %s\n' "$1"; }
@@ -61,7 +61,8 @@ for recipe in "${RECIPES[@]}"; do
     runs+=("$out")
     mkdir -p "$out"
     step "training with the recipe $recipe"
-    "${start[@]}" "./$program" "${SETTINGS[@]}" -p "$recipe" -o "$out" -pr "$progress" | tee "$out/output.txt"
+    "${start[@]}" "./$program" "${SETTINGS[@]}" -p "$recipe" -o "$out" -pr "$progress" |
+        tee "$out/output.txt"
 done
 
 step "text written by the NVFP4 model"
@@ -78,9 +79,9 @@ print("%.4f" % json.load(open("data/quickstart.json"))["val_unigram_entropy"])')
 printf '%-10s %10s %10s\n' "unigrams" "" "$entropy"
 cat <<'TEXT'
 
-Losses in nats a byte; the training loss is the mean of the last 20 steps. "unigrams" is the entropy of
-the text's bytes: what a model reaches that knows only how frequent each byte is.
+Losses in nats a byte; the training loss is the mean of the last 20 steps. "unigrams" is the entropy
+of the text's bytes: what a model reaches that knows only how frequent each byte is.
 TEXT
-dev/plot.sh -t "GPT-2, same data and seed" -h "$entropy=unigram entropy" \
+dev/plot.sh -t "GPT-2, same data and seed" -y 1.5:4 -h "$entropy=unigram entropy" \
     "$RUNS/loss.png" "${runs[@]}"
 echo "plot: $RUNS/loss.png"

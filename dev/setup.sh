@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 #
-# Installs what building, testing and `make run` need, on Debian, Ubuntu and their relatives; on other
-# systems it lists what to install. Asks of each thing whether it works, not whether a package is
-# there, and touches nothing when all of it does. CUDA is never installed: that is its owner's choice.
+# Installs what building, testing and `make run` need, on Debian, Ubuntu and their relatives; on
+# other systems it lists what to install. Asks of each thing whether it works, not whether a package
+# is there, and touches nothing when all of it does. CUDA is never installed: that is its owner's
+# choice.
 #
 # Exit status 0: everything is there. Not 0: something is missing, and the last lines say what.
 set -euo pipefail

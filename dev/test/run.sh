@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 #
-# dev/test/run.sh TEST... [--skip REASON TEST...]: runs each test before --skip, shows what it prints,
-# adds up, and counts those after --skip as skipped. `make test` calls it.
+# dev/test/run.sh TEST... [--skip REASON TEST...]: runs each test before --skip, shows what it
+# prints, adds up, and counts those after --skip as skipped. `make test` calls it.
 #
-# A test prints one line for each check, beginning with "ok  ", "FAIL" or "skip" (report.h). A program
-# that crashes, hangs, or checks nothing has failed.
+# A test prints one line for each check, beginning with "ok  ", "FAIL" or "skip" (report.h). A
+# program that crashes, hangs, or checks nothing has failed.
 #
 # The last line is "N passed, N failed, N skipped". Exit status 0 if none failed.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 
-# Threads that wait for each other sleep soon instead of keeping the cores busy (dev/run.sh says why).
+# Threads that wait for each other sleep soon instead of keeping the cores busy (dev/run.sh says
+# why).
 export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
 
 TIME_LIMIT=1200         # seconds for one test; the slowest takes about one minute on two cores

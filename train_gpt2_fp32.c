@@ -147,6 +147,7 @@ static void gpt2_build(GPT2* model, GPT2Config config, Recipe recipe, int B, int
     model->linear.recipe = &model->recipe;
     model->linear.L = config.L;
     model->linear.seed = seed;
+    model->linear.micro_steps = 1;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -365,6 +366,7 @@ int main(int argc, char** argv) {
     run_parse(&run, argc, argv);
     run_open(&run, "train_gpt2_fp32", "CPU");
     gpt2_build(&model, run.model, run.recipe, run.config.B, run.config.T, run.config.seed);
+    model.linear.micro_steps = (uint32_t)run.micro_steps;
     run_load(&run, model.params, model.m, model.v);
     gpt2_refresh_working(&model);
     run_start_log(&run, "train_gpt2_fp32", "CPU");

@@ -26,6 +26,7 @@ typedef struct {
     int layer, linear;          // which one this call is for
     uint64_t seed;
     uint32_t step;              // counts micro-batches over the run: see Nvfp4Rounding
+    uint32_t micro_steps;       // micro-batches of an update; for messages
     OperandObserver observe;    // NULL: nobody looks
     uint8_t* codes;             // for the largest operand
     uint8_t* block_scales;
@@ -81,8 +82,8 @@ static inline float linear_quantize(float* values, const float* source, int rows
     q.block_scales = l->block_scales;
     q.amax = &amax;
     int error = nvfp4_quantize(&q, source, weight && l->recipe->tile16 ? 16 : 1, rounding);
-    check(error == 0, "layer %d %s: %s is not finite (micro-batch %u of the run)", l->layer,
-          linear_name(l->linear), operand_name(operand), l->step);
+    check(error == 0, "step %u, layer %d %s: %s is not finite; the checkpoints written before are "
+          "good", l->step / l->micro_steps, l->layer, linear_name(l->linear), operand_name(operand));
     if (l->observe != NULL) { l->observe(l->layer, l->linear, operand, source, &q); }
     nvfp4_expand(values, &q);
     return amax;
@@ -93,9 +94,8 @@ static inline void linear_gemm(float* D, const float* A, const float* B, float a
                                int M, int N, int K, float beta, const Linear* l) {
     float alpha = nvfp4_alpha(amax_a, amax_b);
     check(alpha <= FLOAT_LARGEST && (alpha > 0.0f || amax_a == 0.0f || amax_b == 0.0f),
-          "layer %d %s: the product of two operands' amaxes, %g and %g, leaves FP32 (micro-batch "
-          "%u)",
-          l->layer, linear_name(l->linear), amax_a, amax_b, l->step);
+          "step %u, layer %d %s: the product of two operands' amaxes, %g and %g, leaves FP32",
+          l->step / l->micro_steps, l->layer, linear_name(l->linear), amax_a, amax_b);
     gemm_cpu(D, A, B, M, N, K, 0, 1, alpha, beta);
 }
 

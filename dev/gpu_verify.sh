@@ -87,18 +87,18 @@ everything() {
         [ -x "$bench" ] && [ "${bench%.d}" = "$bench" ] && run 60 "$bench"
     done
 
-    # memory errors and races, a short run of each recipe. racecheck does not follow the mbarriers by which
-    # cuBLAS's kernels for Hopper (nvjet) order shared memory, and reports hazards there; in ours there must be
-    # none. (To exclude those kernels from it crashes the sanitizer of CUDA 13.0.)
+    # Memory errors and races, a short run of each recipe. racecheck does not follow the mbarriers by
+    # which cuBLAS's kernels for Hopper (nvjet) order shared memory, and reports hazards there; in
+    # ours there must be none. (Excluding those kernels crashes the sanitizer of CUDA 13.0.)
     local tiny=(-i data/quickstart_train.bin -j data/quickstart_val.bin
-                -e layers=2,channels=128,heads=2,vocab=257 -b 2 -t 80 -x 2 -v 2 -vt 240 -s 2 -sn 2)
+                -e "layers=2,channels=128,heads=2,vocab=257" -b 2 -t 80 -x 2 -v 2 -vt 240 -s 2 -sn 2)
     for recipe in fp32 bf16 nvfp4 nvfp4,tail=0,tile16=0; do
         run 120 compute-sanitizer --tool memcheck --error-exitcode 9 \
             ./train_gpt2_nvfp4 "${tiny[@]}" -p "$recipe"
         printf '\n=== racecheck, recipe %s\n' "$recipe"
         timeout 120 compute-sanitizer --tool racecheck ./train_gpt2_nvfp4 "${tiny[@]}" -p "$recipe" \
             > "$scratch/races" 2>&1 || { echo "FAILED with status $?"; failed=1; }
-        echo "hazards: $(grep -c 'Race reported' "$scratch/races"), all in nvjet kernels unless listed here:"
+        echo "hazards: $(grep -c 'Race reported' "$scratch/races"); those outside nvjet kernels:"
         if grep 'Race reported' "$scratch/races" | grep -v nvjet; then failed=1; fi
     done
     echo

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Functions for the scripts beside this one: how a speed is taken from what a program prints.
 # A script that includes it has set WARMUP, the number of first steps that are not counted.
 

@@ -128,7 +128,7 @@ __global__ static void evaluate_kernel(uint32_t* out /* (n) */, Subject subject,
     if (i < n) { out[i] = evaluate(subject, first + i); }
 }
 
-// Fails with: --use_fast_math.
+// Should fail with --use_fast_math, which approximates divisions; not tried yet.
 static void test_device_equals_host(const SubjectRow* row, uint32_t* device /* (CHUNK) */,
                                     uint32_t* host /* (CHUNK) */) {
     uint64_t differ = 0;
@@ -190,7 +190,8 @@ __global__ static void vendor_philox_kernel(Counters* counters) {
     count_if(counters, PHILOX_DIFFERS, differs, i);
 }
 
-// Fails with: rintf(x) replaced by (int)(x + 0.5f) in e2m1_from_float; 9 rounds of Philox.
+// Should fail with rintf(x) replaced by (int)(x + 0.5f) in e2m1_from_float, and with 9 rounds of
+// Philox, as test_numbers_vendor.cpp does on the host; not tried on a device yet.
 static void test_vendor(void) {
     const char* names[NUM_COUNTERS] = { "e2m1 and cuda_fp4.h", "e4m3 and cuda_fp8.h",
                                         "bf16 and cuda_bf16.h", "philox and curand" };

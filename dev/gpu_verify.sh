@@ -51,7 +51,7 @@ everything() {
     # 50 updates in FP32, C and CUDA; then the losses under nvfp4, with a second run that
     # must have the same bits
     local small=(-i data/quickstart_train.bin -j data/quickstart_val.bin
-                 -e layers=4,channels=128,heads=4,vocab=257 -b 16 -t 128 -l 1e-3 -u 20)
+                 -e "layers=4,channels=128,heads=4,vocab=257" -b 16 -t 128 -l 1e-3 -u 20)
     run 120 ./train_gpt2_fp32 "${small[@]}" -x 50 -p fp32 -o "$out/c_fp32"
     run 60 ./train_gpt2_nvfp4 "${small[@]}" -x 50 -p fp32 -o "$out/cuda_fp32"
     run 10 python3 dev/logs.py compare "$out/cuda_fp32" "$out/c_fp32" 1e-4

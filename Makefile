@@ -69,14 +69,14 @@ all: $(C_PROGRAMS) $(if $(NVCC),train_gpt2_nvfp4)
 # ---------------------------------------------------------------------------------------------
 # programs: each is one translation unit, compiled and linked in one step
 
-train_gpt2_fp32: train_gpt2_fp32.c Makefile $(STAMP)
+train_gpt2_fp32: train_gpt2_fp32.c Makefile $(STAMP) | need-openblas
 	$(CC) $(CFLAGS) $(DEPENDENCIES) -DGIT_COMMIT='"$(COMMIT)"' -o $@ $< $(LIBS)
 
 train_gpt2_nvfp4: train_gpt2_nvfp4.cu Makefile $(STAMP) | need-nvcc
 	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCH)) $(DEPENDENCIES) -DGIT_COMMIT='"$(COMMIT)"' \
 	    -o $@ $< $(CUDA_LIBS)
 
-test_gpt2 dev/nvfp4_quantize: %: %.c Makefile | build
+test_gpt2 dev/nvfp4_quantize: %: %.c Makefile | build need-openblas
 	$(CC) $(CFLAGS) $(DEPENDENCIES) -o $@ $< $(LIBS)
 
 # It includes the trainer and uses a part of it.
@@ -107,7 +107,10 @@ $(STAMP): | build
 	rm -f build/commit-*
 	touch $@
 
-.PHONY: need-nvcc
+.PHONY: need-nvcc need-openblas
+need-openblas:
+	@echo '#include <cblas.h>' | $(CC) -E - > /dev/null 2>&1 || \
+	    { echo "error: OpenBLAS is not installed; run dev/setup.sh" >&2; exit 1; }
 need-nvcc:
 	$(if $(NVCC),@:,$(error nvcc not found; CUDA code needs the CUDA toolkit (12.8 or newer): \
 	    https://developer.nvidia.com/cuda-downloads))

@@ -14,17 +14,7 @@ dev/test/test_model.cu holds the CUDA program against the same references and ag
 #include "train_gpt2_fp32.c"
 #include "dev/reference/reference_file.h"
 #include "dev/test/oracle_file.h"
-#include "dev/test/report.h"
-
-// |a - b| over |b| as vectors; NaN anywhere gives NaN, which no comparison accepts.
-static double relative_distance(const float* a, const float* b, size_t n) {
-    double difference = 0.0, length = 0.0;
-    for (size_t i = 0; i < n; i++) {
-        difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-        length += (double)b[i] * b[i];
-    }
-    return sqrt(difference / (length > 0.0 ? length : 1.0));
-}
+#include "dev/test/tensor_check.h"
 
 static int same_bits(const float* a, const float* b, size_t n) {
     return memcmp(a, b, n * sizeof(float)) == 0;
@@ -146,8 +136,7 @@ static void test_finite_differences(void) {
 
 // ---------------------------------------------------------------------------------------------
 
-// Ten updates of a small model, two micro-batches each; losses (10). threads 0: as
-// many as there are.
+// Updates first .. last-1 of a small model, two micro-batches each; losses (last).
 static void train_small(GPT2* model, int first, int last, float* losses) {
     int B = 2, T = 32, inputs[64], targets[64];
     for (int step = first; step < last; step++) {
@@ -269,6 +258,26 @@ static void test_quantized_gradient(void) {
            "qkvw off by %.3f of its length, expected 0.05 to 0.5", error);
     report(ratio > 0.8 * expected && ratio < 1.2 * expected, "independent draws", "means of %d "
            "draws are %.2f times closer than draws, expected %.2f", draws, ratio, expected);
+}
+
+// Bounded. vector_exp, which the CPU program uses in place of expf, within 1 unit in the last
+// place, on every 251st float in its range. Fails with: the polynomial's term of degree 6 left out.
+static void test_exp(void) {
+    double worst = 0.0;
+    float at = 0.0f;
+    for (uint64_t bits = 0; bits <= 0xffffffffu; bits += 251) {
+        float x = bits_float((uint32_t)bits);
+        if (!(x >= -87.0f && x <= 88.0f)) { continue; }
+        int exponent;
+        double exact = exp((double)x);
+        frexp(exact, &exponent);
+        double error = fabs((double)vector_exp(x) - exact) / ldexp(1.0, exponent - 24);
+        if (!(error <= worst)) {
+            worst = error;
+            at = x;
+        }
+    }
+    report(worst < 1.0, "vector_exp", "worst %.2f units in the last place at %.9g", worst, at);
 }
 
 // Exact. The padded rows of wte stay zero: their logits take no part in anything. Fails
@@ -422,6 +431,7 @@ int main(int argc, char** argv) {
         return report_status();
     }
     test_recipe();
+    test_exp();
     test_reference("dev/reference/tiny_model.bin", "dev/reference/tiny_state.bin");
     test_finite_differences();
     test_accumulation();

@@ -1,6 +1,6 @@
 /*
-The matrix product of the CPU program: OpenBLAS does the arithmetic, this file the
-division of labour.
+The matrix product of the CPU program: OpenBLAS does the arithmetic, this file the division of
+labour.
 
 The result is cut into tiles by its shape alone and every tile is one single-threaded BLAS call, so
 each element is summed in the same order whatever the number of threads.
@@ -32,8 +32,8 @@ static int gemm_cpu_terms = GEMM_CPU_TERMS;
 // stored as (K,M) if transpose_a, B as (N,K) if transpose_b.
 static inline void gemm_cpu(float* D, const float* A, const float* B, int M, int N, int K,
                             int transpose_a, int transpose_b, float alpha, float beta) {
-    // 128 x 512 keeps OpenBLAS at 0.9 and more of its speed on the whole product; a small result is
-    // cut finer, so that there is work for every thread
+    // Large tiles, since each one packs its operands anew; a small result is cut finer, so that
+    // there is work for every thread.
     int tile_m = 128, tile_n = 512;
     while (tile_m > 32 && ((M + tile_m - 1) / tile_m) * ((N + tile_n - 1) / tile_n) < 16) {
         if (tile_n > tile_m) { tile_n /= 2; } else { tile_m /= 2; }

@@ -35,25 +35,16 @@ typedef struct {
     float* b;
 } Linear;
 
-// max_rows x max_cols: no operand has more elements, nor more rows or columns than tokens or 4C.
+// No operand is larger than (n,4C) or (4C,n), where n is the larger of the tokens and C.
 static inline void linear_alloc(Linear* linear, size_t tokens, size_t C) {
-    size_t most = tokens > 3 * C ? tokens * 4 * C : 3 * C * 4 * C;     // (N,4C) or (4C,C)
-    // padding adds up to 127 rows and 3 blocks to the scales
-    size_t longest = tokens > 4 * C ? tokens : 4 * C;
+    size_t n = tokens > C ? tokens : C, most = n * 4 * C;
+    size_t scales = nvfp4_scales_size(n, 4 * C), scales_t = nvfp4_scales_size(4 * C, n);
     linear->codes = (uint8_t*)xmalloc(most / 2, "NVFP4 codes");
-    linear->block_scales = (uint8_t*)xmalloc(
-        most / 16 + 128 * (longest / 16 + 8) + 4 * (longest + 128), "NVFP4 block scales");
+    linear->block_scales = (uint8_t*)xmalloc(scales > scales_t ? scales : scales_t,
+                                             "NVFP4 block scales");
     linear->transposed = (float*)xmalloc(most * sizeof(float), "a transposed operand");
     linear->a = (float*)xmalloc(most * sizeof(float), "an expanded operand");
     linear->b = (float*)xmalloc(most * sizeof(float), "an expanded operand");
-}
-
-static inline void linear_free(Linear* linear) {
-    free(linear->codes);
-    free(linear->block_scales);
-    free(linear->transposed);
-    free(linear->a);
-    free(linear->b);
 }
 
 // Rounds n stored values to the recipe's base format.
@@ -83,7 +74,8 @@ static inline float linear_quantize(float* values, const float* source, int rows
     q.amax = &amax;
     int error = nvfp4_quantize(&q, source, weight && l->recipe->tile16 ? 16 : 1, rounding);
     check(error == 0, "step %u, layer %d %s: %s is not finite; the checkpoints written before are "
-          "good", l->step / l->micro_steps, l->layer, linear_name(l->linear), operand_name(operand));
+          "good", l->step / l->micro_steps, l->layer, linear_name(l->linear),
+          operand_name(operand));
     if (l->observe != NULL) { l->observe(l->layer, l->linear, operand, source, &q); }
     nvfp4_expand(values, &q);
     return amax;
@@ -139,6 +131,8 @@ static inline void linear_backward(float* dinp, float* dweight, float* dbias, co
 
     if (recipe_quantizes(l->recipe, DGRAD, l->layer, l->L)) {
         float amax_dy = linear_quantize(l->a, dout, N, OC, OPERAND_DY, l);
+        // in 16x16 tiles this gives the codes and scales of W, transposed (nvfp4_transpose); in
+        // 1x16 blocks it gives others
         hadamard_transpose(l->transposed, weight, OC, C, 0);
         float amax_w = linear_quantize(l->b, l->transposed, C, OC, OPERAND_WT, l);
         linear_gemm(dinp, l->a, l->b, amax_dy, amax_w, N, C, OC, 0.0f, l);

@@ -50,10 +50,6 @@ typedef struct {
     int front, tail;            // this many first and last blocks stay in the base format
 } Recipe;
 
-static inline const char* format_name(Format format) {
-    return format == FORMAT_NVFP4 ? "NVFP4" : format == FORMAT_BF16 ? "BF16" : "FP32";
-}
-
 static inline const char* linear_name(int linear) {
     static const char* names[NUM_LINEARS] = { "qkv", "attproj", "fc", "fcproj" };
     return names[linear];

@@ -140,4 +140,17 @@ static inline void check_bounded(const char* name, const float* got, const doubl
     }
 }
 
+// ---------------------------------------------------------------------------------------------
+// Whole tensors
+
+// |a - b| over |b| as vectors; NaN anywhere gives NaN, which no comparison accepts.
+static inline double relative_distance(const float* a, const float* b, size_t n) {
+    double difference = 0.0, length = 0.0;
+    for (size_t i = 0; i < n; i++) {
+        difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        length += (double)b[i] * b[i];
+    }
+    return sqrt(difference / (length > 0.0 ? length : 1.0));
+}
+
 #endif

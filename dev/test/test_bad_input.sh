@@ -8,19 +8,10 @@
 # (2), of flags given twice and of numbers too large in flags.h (1 each).
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
+. dev/test/report.sh
 
 work=$(mktemp -d) || exit 1
 trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
-failures=0
-
-report() {      # GOOD NAME DETAIL, in the form of report.h
-    if [ "$1" -eq 1 ]; then
-        printf 'ok   %-34s %s\n' "$2" "$3"
-    else
-        printf 'FAIL %-34s %s\n' "$2" "$3"
-        failures=$((failures + 1))
-    fi
-}
 
 # ---------------------------------------------------------------------------------------------
 # Files
@@ -103,9 +94,9 @@ judge() {       # STATUS NAME PATTERN
     local message
     message=$(sed "s|$work/||g" "$work/err")
     if verdict "$1" "$3"; then
-        report 1 "$2" "$message"
+        report 0 "$2" "$message"
     else
-        report 0 "$2" "status $1, should say '$3': $message"
+        report 1 "$2" "status $1, should say '$3': $message"
     fi
 }
 
@@ -133,7 +124,7 @@ rejects_values() {
         run_program "$flag" "$value"
         if ! verdict $? "$flag $value: (not|must be|too large)"; then wrong+=("'$value'"); fi
     done
-    report $((${#wrong[@]} == 0)) "values of $flag" \
+    report ${#wrong[@]} "values of $flag" \
         "rejects all of:$(printf " '%s'" "$@")${wrong[*]:+, but not ${wrong[*]}}"
 }
 
@@ -142,7 +133,7 @@ accepts() {
     shift
     run_program "$@"
     local status=$?
-    report $((status == 0)) "$name" "$(tail -n 1 "$work/err")"
+    report "$status" "$name" "$(tail -n 1 "$work/err")"
 }
 
 # ---------------------------------------------------------------------------------------------
@@ -238,7 +229,7 @@ test_data() {
 test_checkpoints() {
     accepts "a good run"                -o "$work/saved" -n 1
     saved=$(saved_files)
-    report $(($(wc -l <<< "$saved") == 4)) "it leaves two checkpoints" ""
+    report $(($(wc -l <<< "$saved") != 4)) "it leaves two checkpoints" ""
     local model="$work/saved/model_00000002.bin"
     accepts "-e takes its model"        -e "$model"
 
@@ -283,7 +274,7 @@ test_checkpoints() {
     cp -r "$work/saved" "$work/copy"
     rm "$work"/copy/*_00000002.bin
     accepts "without it, the older one resumes" -o "$work/copy" -n 1 -y 1
-    report "$(cmp -s "$work/copy/model_00000002.bin" "$model" && echo 1 || echo 0)" \
+    report "$(cmp -s "$work/copy/model_00000002.bin" "$model"; echo $?)" \
         "and arrives at the same bits" ""
 }
 
@@ -327,7 +318,7 @@ test_output() {
 test_not_finite() {
     rejects "diverging run"             'step [0-9]+.*not finite' \
         -o "$work/diverged" -n 1 -x 50 -l 1000 -gc 0 -k constant -c 1000
-    report "$([ -f "$work/diverged/state_00000001.bin" ] && echo 1 || echo 0)" \
+    report "$([ -f "$work/diverged/state_00000001.bin" ]; echo $?)" \
         "its checkpoints stay" "$(find "$work/diverged" -name 'state_*.bin' -printf '%f ')"
 }
 

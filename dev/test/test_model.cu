@@ -15,15 +15,6 @@ Tests of train_gpt2_nvfp4.cu as a whole; needs a GPU. The kernels have tests of 
 #include "device_check.cuh"
 #include "oracle_file.h"
 
-static double relative_distance(const float* a, const float* b, size_t n) {
-    double difference = 0.0, length = 0.0;
-    for (size_t i = 0; i < n; i++) {
-        difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-        length += (double)b[i] * b[i];
-    }
-    return sqrt(difference / (length > 0.0 ? length : 1.0));
-}
-
 // A device tensor (n) as floats; the caller frees them.
 template <typename Real> static float* copy_out(const Real* device, size_t n) {
     Real* stored = (Real*)xmalloc(n * sizeof(Real), "a copy");

@@ -8,21 +8,11 @@
 # shellcheck disable=SC2046     # $(repeat ...) is meant to become several words
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
+. dev/test/report.sh
 program=$PWD/dev/nvfp4_quantize
 folder=$(mktemp -d) || exit 1
 trap 'rm -rf "$folder"' EXIT
 cd "$folder" || exit 1
-failures=0
-
-# report STATUS NAME TEXT: status 0 is good
-report() {
-    if [ "$1" -eq 0 ]; then
-        printf 'ok   %-28s %s\n' "$2" "$3"
-    else
-        printf 'FAIL %-28s %s\n' "$2" "$3"
-        failures=$((failures + 1))
-    fi
-}
 
 # write_bf16 FILE WORD...: 16-bit words in hexadecimal, little-endian
 write_bf16() {

@@ -4,8 +4,8 @@
 #   make test       every test that this machine can run
 #
 # `make` alone builds every program that this machine can build. Also: headers (each compiles
-# alone), cuda-all (all CUDA code for every supported GPU), bench, lines, clean, and print-NAME,
-# which shows what a variable below came out as.
+# alone), cuda-all (all CUDA code for every supported GPU), fat (one GPU program for all of them),
+# bench, lines, clean, and print-NAME, which shows what a variable below came out as.
 
 # -ffp-contract=off, and no -Ofast: fused or reordered operations change last bits, and the last bit
 #     decides a tie between two FP4 codes.
@@ -33,9 +33,16 @@ GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/n
 # What to compile for: this machine's GPU, else Hopper. The suffix a adds the instructions that
 # exist on one architecture only (wgmma on 9.0, block-scaled FP4 on 10.x and 12.0).
 ARCH := $(or $(GPU),90)
-ARCH := $(ARCH)$(if $(filter 90 100 103 120,$(ARCH)),a)
+ARCH := $(ARCH)$(if $(filter 90 100 103 120 121,$(ARCH)),a)
 ARCHS_ALL = 80 90a 100a 103a 120a
 gencode = $(foreach arch,$(1),-gencode arch=compute_$(arch),code=sm_$(arch))
+
+# `make fat`: machine code for these (8.6 and 8.9 run that of 8.0), and PTX, from which the driver
+# makes machine code for a GPU that has none in the file: 11.0, 12.1 and newer. It translates PTX
+# for any GPU not older than what the PTX is for; with the suffix a, for that architecture alone.
+# 11.0 and 12.1 get from 100 nearly what compiling for them gives; from 80, 8 % more attention code.
+FAT_PTX = 100
+FAT_GENCODE = $(call gencode,$(ARCHS_ALL)) -gencode arch=compute_$(FAT_PTX),code=compute_$(FAT_PTX)
 
 # No --use_fast_math: it changes the last bit of every tenth inverse scale. -ffp-contract=off is for
 # the host code, as above (ARM CPUs would fuse). 177 warns of unused functions; every program that
@@ -43,7 +50,7 @@ gencode = $(foreach arch,$(1),-gencode arch=compute_$(arch),code=sm_$(arch))
 # -ldl: NVML is opened at run time, if it is there. The rpath: few systems tell the loader where
 # CUDA is.
 NVCC := $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
-CUDA_HOME := $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))))
+CUDA_HOME := $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))),$(wildcard /usr/local/cuda))
 NVCCFLAGS = -std=c++17 -O3 -I. -diag-suppress 177 \
             -Xcompiler -Wall,-Wno-unknown-pragmas,-ffp-contract=off,-fno-math-errno,-fopenmp
 CUDA_LIBS = -lcublasLt -ldl -Xlinker -rpath -Xlinker $(CUDA_HOME)/lib64
@@ -54,16 +61,22 @@ COMMIT := $(or $(shell GIT_OPTIONAL_LOCKS=0 git describe --always --dirty 2>/dev
 STAMP = build/commit-$(COMMIT)
 
 C_PROGRAMS = train_gpt2_fp32 test_gpt2 dev/nvfp4_quantize
-C_TESTS    = test_gpt2 $(patsubst dev/test/%.c,build/test/%,$(wildcard dev/test/*.c)) \
+C_TESTS    = test_gpt2 $(patsubst dev/test/%.c,build/test/%,$(wildcard dev/test/test_*.c)) \
              $(patsubst dev/test/%.cpp,build/test/%,$(wildcard dev/test/*.cpp))
 CUDA_TESTS = $(patsubst dev/test/%.cu,build/test/cuda/%,$(wildcard dev/test/*.cu))
+
+# CUDA tests that also run on the CPU, without nvcc or a GPU: dev/test/cuda_on_cpu tells how.
+CPU_TESTS  = $(filter $(wildcard dev/test/*.cu),$(patsubst %,dev/test/%.cu,\
+                 test_quantize test_e2m1_instruction test_gemm test_gemm_fp4 test_layers \
+                 test_attention test_numbers_cuda test_self_test test_model))
+CUDA_TESTS_ON_CPU = $(CPU_TESTS:dev/test/%.cu=build/test/cpu/%)
 BENCHES    = $(patsubst dev/bench/%.c,build/bench/%,$(wildcard dev/bench/*.c)) \
              $(if $(WHY_NO_CUDA),,$(patsubst dev/bench/%.cu,build/bench/cuda/%,$(wildcard dev/bench/*.cu)))
 CUDA_CODE  = $(wildcard *.cu dev/test/*.cu dev/bench/*.cu)
 HEADERS    = $(wildcard llmc/*.h dev/test/*.h)
 CUDA_HEADERS = $(wildcard llmc/*.cuh dev/test/*.cuh)
 
-.PHONY: all run test bench headers cuda-all lines clean
+.PHONY: all run test bench headers cuda-all fat lines clean
 all: $(C_PROGRAMS) $(if $(NVCC),train_gpt2_nvfp4)
 
 # ---------------------------------------------------------------------------------------------
@@ -89,13 +102,39 @@ build/test/%: dev/test/%.c Makefile | build
 # here.
 build/test/%: dev/test/%.cpp Makefile | build
 	g++ -std=c++17 -O3 -march=native -ffp-contract=off -fopenmp -Wall -Wextra -I. \
-	    $(if $(CUDA_HOME),-isystem $(CUDA_HOME)/include) $(DEPENDENCIES) -o $@ $<
+	    $(if $(CUDA_HOME),-isystem $(CUDA_HOME)/include) $(DEPENDENCIES) -o $@ $< -ldl
 
 build/bench/%: dev/bench/%.c Makefile | build
 	$(CC) $(CFLAGS) $(DEPENDENCIES) -o $@ $< $(LIBS)
 
 build/test/cuda/%: dev/test/%.cu Makefile | build need-nvcc
 	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCH)) $(DEPENDENCIES) -o $@ $< $(CUDA_LIBS) -lcurand
+
+# On the CPU: C++ made of our CUDA code, NVIDIA's headers for the types, and a model of cuBLASLt. The
+# sanitizers see what a kernel reads or writes beside its tensors. To step through a kernel:
+#     make -B build/test/cpu/test_quantize CPU_LEVEL=-O0 CPU_SANITIZE=
+CPU_LEVEL = -O2
+CPU_SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=undefined
+CPU_FLAGS = -std=c++17 $(CPU_LEVEL) -g -march=native -ffp-contract=off -fno-math-errno -fopenmp \
+            -Wall -Wno-unknown-pragmas -Wno-unused-function -Wno-sign-compare $(CPU_SANITIZE) \
+            -Ibuild/cpu -Idev/test -Illmc -I. -isystem $(CUDA_HOME)/include \
+            -include dev/test/cuda_on_cpu/cuda_on_cpu.h
+CPU_COPIES = $(CUDA_HEADERS:%=build/cpu/%) build/cpu/train_gpt2_nvfp4.cu
+
+build/test/cpu/%: build/cpu/dev/test/%.cu $(CPU_COPIES) build/cpu/cublaslt_model.o Makefile
+	@mkdir -p $(@D)
+	g++ $(CPU_FLAGS) $(DEPENDENCIES) -o $@ -x c++ $< -x none build/cpu/cublaslt_model.o -ldl
+
+build/cpu/%: % dev/test/cuda_on_cpu/translate.sh
+	@mkdir -p $(@D)
+	dev/test/cuda_on_cpu/translate.sh $< > $@ || { rm -f $@; false; }
+
+build/cpu/cublaslt_model.o: dev/test/cublaslt_model.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -isystem $(CUDA_HOME)/include $(DEPENDENCIES) -c -o $@ $<
+
+# Their sources are files of their own: keep the copies, which compiler and debugger point to.
+.SECONDARY: $(CPU_COPIES) $(CPU_TESTS:%=build/cpu/%)
 
 build/bench/cuda/%: dev/bench/%.cu Makefile | build need-nvcc
 	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCH)) $(DEPENDENCIES) -o $@ $< $(CUDA_LIBS)
@@ -126,9 +165,13 @@ run:
 # The CUDA tests are built only where they can run.
 WHY_NO_CUDA := $(if $(GPU),$(if $(NVCC),,no nvcc on this machine),no CUDA GPU (8.0 or newer) on this machine)
 CUDA_HERE = $(if $(WHY_NO_CUDA),,train_gpt2_nvfp4 $(CUDA_TESTS))
-test: $(C_PROGRAMS) $(C_TESTS) $(CUDA_HERE)
+CUDA_TYPES := $(wildcard $(CUDA_HOME)/include/cublasLt.h)
+test: $(C_PROGRAMS) $(C_TESTS) $(if $(CUDA_TYPES),$(CUDA_TESTS_ON_CPU)) $(CUDA_HERE)
 	dev/test/run.sh $(C_TESTS:test_gpt2=./test_gpt2) $(wildcard dev/test/test_*.sh dev/test/test_*.py) \
-	    $(if $(WHY_NO_CUDA),--skip "$(WHY_NO_CUDA)") $(CUDA_TESTS)
+	    $(if $(CUDA_TYPES),$(CUDA_TESTS_ON_CPU)) \
+	    $(if $(WHY_NO_CUDA),,$(CUDA_TESTS)) \
+	    $(if $(CUDA_TYPES),,--skip "no CUDA headers on this machine" $(CUDA_TESTS_ON_CPU)) \
+	    $(if $(WHY_NO_CUDA),--skip "$(WHY_NO_CUDA)" $(CUDA_TESTS))
 
 # The speed of the C program against PyTorch on the CPU; dev/bench has the other comparisons.
 bench: train_gpt2_fp32 $(BENCHES)
@@ -154,6 +197,14 @@ cuda-all: $(CUDA_CODE:%.cu=build/all/%.o)
 build/all/%.o: %.cu Makefile | build need-nvcc
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCHS_ALL)) $(DEPENDENCIES) -c -o $@ $<
+
+# One binary for every GPU, in half a minute on two cores. dev/test/test_fat.sh looks into it.
+fat: build/fat/train_gpt2_nvfp4
+
+build/fat/train_gpt2_nvfp4: train_gpt2_nvfp4.cu Makefile $(STAMP) | need-nvcc
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) --threads 0 $(FAT_GENCODE) $(DEPENDENCIES) -DGIT_COMMIT='"$(COMMIT)"' \
+	    -o $@ $< $(CUDA_LIBS)
 
 lines:
 	dev/lines.sh

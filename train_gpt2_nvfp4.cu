@@ -37,6 +37,7 @@ Errors end the program with one message; a library would return them.
 #include "llmc/global_norm.cuh"     // global_norm_squared, sum_losses
 #include "llmc/layernorm.cuh"       // layernorm_forward, layernorm_backward
 #include "llmc/linear.cuh"          // linear_forward, linear_backward
+#include "llmc/self_test.cuh"       // self_test, HardwarePaths
 
 // ---------------------------------------------------------------------------------------------
 // The model and what one micro-batch leaves behind for the backward pass. Pointers lead to the
@@ -214,23 +215,50 @@ static void activations_alloc(Activations<Real>* a, const Recipe* recipe, const 
     a->losses = (float*)device_alloc(BT * sizeof(float), "statistics");
 }
 
+// The products of NVFP4 matrices that training does with micro-batches of N tokens; returns how many,
+// 0 if the recipe quantizes nothing.
+static int gpt2_products(GemmProduct* products /* (NUM_LINEARS * NUM_GEMMS) */,
+                         const Recipe* recipe, const GPT2Config* config, int N) {
+    int count = 0;
+    for (int g = 0; g < NUM_GEMMS; g++) {
+        int quantizes = 0;
+        for (int l = 0; l < config->L; l++) {
+            quantizes |= recipe_quantizes(recipe, g, l, config->L);
+        }
+        for (int i = 0; quantizes && i < NUM_LINEARS; i++) {
+            int in = linear_shapes[i].in * config->C, out = linear_shapes[i].out * config->C;
+            GemmProduct* p = &products[count++];
+            p->M = g == WGRAD ? out : N;
+            p->N = g == FPROP ? out : in;
+            p->K = g == FPROP ? in : g == DGRAD ? out : N;
+            p->result = g == WGRAD ? GEMM_ADDS_FP32 : GEMM_STORES_BF16;
+        }
+    }
+    return count;
+}
+
+// How this GPU multiplies and quantizes what the recipe asks for: tested, then chosen.
+static HardwarePaths gpt2_choose_hardware(GemmPath requested, const Recipe* recipe,
+                                          const GPT2Config* config, int N) {
+    GemmProduct products[NUM_LINEARS * NUM_GEMMS];
+    int num_products = gpt2_products(products, recipe, config, N);
+    if (num_products == 0) { return hardware_portable(); }
+    return self_test(requested, products, num_products, NULL, 0);
+}
+
 // Memory that all linear layers share, for micro-batches of N tokens: operands that live for one
-// GEMM, with one piece for the codes, as large as the largest needs. Returns the largest number of
-// elements that the two operands of a quantized GEMM have together, 0 if the recipe quantizes none.
-static size_t linear_alloc(Linear* l, const GPT2Config* config, int N) {
+// GEMM, with one piece for the codes, as large as the largest needs.
+static void linear_alloc(Linear* l, const GPT2Config* config, GemmPaths paths, int N) {
     int C = config->C;
     l->alpha = (float*)device_alloc(sizeof(float), "scratch");
     l->nonfinite = (int*)device_alloc(sizeof(int), "scratch");
     cudaCheck(cudaMemset(l->nonfinite, 0, sizeof(int)));
     l->bias_scratch = (float*)device_alloc(bias_backward_scratch(4 * C) * sizeof(float), "scratch");
-    int quantizes = 0;
-    for (int g = 0; g < NUM_GEMMS; g++) {
-        for (int layer = 0; layer < config->L; layer++) {
-            quantizes |= recipe_quantizes(l->recipe, g, layer, config->L);
-        }
-    }
-    if (!quantizes) { return 0; }
-    size_t most = 0, bytes = nvfp4_codes_size((size_t)N, 4 * (size_t)C);
+    GemmProduct products[NUM_LINEARS * NUM_GEMMS];
+    int num_products = gpt2_products(products, l->recipe, config, N);
+    gemm_create(l->gemm, paths, gemm_most_elements(products, num_products));
+    if (num_products == 0) { return; }
+    size_t bytes = nvfp4_codes_size((size_t)N, 4 * (size_t)C);
     uint8_t* codes = (uint8_t*)device_alloc(bytes, "NVFP4 scratch");
     uint8_t* codesT = (uint8_t*)device_alloc(bytes, "NVFP4 scratch");
     for (int i = 0; i < NUM_LINEARS; i++) {
@@ -238,12 +266,7 @@ static size_t linear_alloc(Linear* l, const GPT2Config* config, int N) {
         l->x_q[i] = linear_operand_at(codes, N, in, "NVFP4 scratch");
         l->dy_q[i] = linear_operand_at(codes, N, out, "NVFP4 scratch");
         l->dyT_q[i] = linear_operand_at(codesT, out, N, "NVFP4 scratch");
-        // fprop contracts `in`, dgrad `out`, wgrad N
-        size_t i64 = (size_t)in, o64 = (size_t)out, n64 = (size_t)N;
-        size_t elements[NUM_GEMMS] = { (n64 + o64) * i64, (n64 + i64) * o64, (o64 + i64) * n64 };
-        for (int g = 0; g < NUM_GEMMS; g++) { most = elements[g] > most ? elements[g] : most; }
     }
-    return most;
 }
 
 static void slot_alloc(BatchSlot* slot, int N) {
@@ -254,7 +277,7 @@ static void slot_alloc(BatchSlot* slot, int N) {
 }
 
 template <typename Real>
-static void gpt2_build(GPT2<Real>* model, GPT2Config config, Recipe recipe, GemmPath gemm_path,
+static void gpt2_build(GPT2<Real>* model, GPT2Config config, Recipe recipe, HardwarePaths hardware,
                        int B, int T, uint64_t seed) {
     memset(model, 0, sizeof(*model));
     model->config = config;
@@ -283,8 +306,9 @@ static void gpt2_build(GPT2<Real>* model, GPT2Config config, Recipe recipe, Gemm
     model->linear.L = config.L;
     model->linear.seed = seed;
     model->linear.gemm = &model->gemm;
+    model->linear.conversion = hardware.conversion;
     model->linear.stream = model->stream;
-    gemm_create(&model->gemm, gemm_path, linear_alloc(&model->linear, &config, B * T));
+    linear_alloc(&model->linear, &config, hardware.paths, B * T);
 }
 
 // Masters and moments from host memory; whatever follows from them is made.
@@ -556,12 +580,11 @@ template <typename Real> static void generate(GPT2<Real>* model, TrainRun* run, 
 // The whole run, once it is known how activations are stored.
 template <typename Real> static void train(TrainRun* run, const cudaDeviceProp* device) {
     GPT2<Real> model;
-    gpt2_build(&model, run->model, run->recipe, gemm_path_parse(run->config.gemm_path),
-               run->config.B, run->config.T, run->config.seed);
-    if (model.linear.x_q[0].codes != NULL) {        // the recipe quantizes something
-        printf("gemm path         %s; the device is sm_%d%d\n", gemm_path_text(model.gemm.path),
-               device->major, device->minor);
-    }
+    HardwarePaths hardware = gpt2_choose_hardware(gemm_path_parse(run->config.gemm_path),
+                                                  &run->recipe, &run->model,
+                                                  run->config.B * run->config.T);
+    gpt2_build(&model, run->model, run->recipe, hardware, run->config.B, run->config.T,
+               run->config.seed);
     device_memory_print();
 
     // masters and moments as checkpoints hold them

@@ -17,15 +17,27 @@ static inline MemoryFamily* memory_families(void) {
     return families;
 }
 
-static inline void* device_alloc(size_t bytes, const char* family) {
-    if (bytes == 0) { return NULL; }
+static inline MemoryFamily* memory_family(const char* name) {
     MemoryFamily* f = memory_families();
     int i = 0;
-    while (i < MEMORY_FAMILIES && f[i].name != NULL && strcmp(f[i].name, family) != 0) { i++; }
+    while (i < MEMORY_FAMILIES && f[i].name != NULL && strcmp(f[i].name, name) != 0) { i++; }
     check(i < MEMORY_FAMILIES, "more than %d families of memory", MEMORY_FAMILIES);
-    f[i].name = family;
-    f[i].bytes += bytes;
+    f[i].name = name;
+    return &f[i];
+}
+
+// Device memory, counted under the family; 0 bytes give NULL.
+static inline void* device_alloc(size_t bytes, const char* family) {
+    if (bytes == 0) { return NULL; }
+    memory_family(family)->bytes += bytes;
     return cuda_malloc(bytes, family);
+}
+
+// Gives back what device_alloc gave for as many bytes of the same family.
+static inline void device_free(void* memory, size_t bytes, const char* family) {
+    if (bytes == 0) { return; }
+    memory_family(family)->bytes -= bytes;
+    cudaCheck(cudaFree(memory));
 }
 
 static inline void device_memory_print(void) {

@@ -94,6 +94,40 @@ static inline cublasLtMatrixLayout_t gemm_layout(cudaDataType_t type, int rows, 
     return layout;
 }
 
+// The kernel for this product that cuBLASLt's heuristic puts first. Layouts are of cuBLAS's first
+// and second operand, and of D. Returns what cuBLASLt answers; NOT_SUPPORTED if it knows no kernel.
+static inline cublasStatus_t gemm_find_kernel(cublasLtMatmulAlgo_t* kernel, const GemmPlain* g,
+                                              cublasLtMatmulDesc_t operation,
+                                              cublasLtMatrixLayout_t first,
+                                              cublasLtMatrixLayout_t second,
+                                              cublasLtMatrixLayout_t D) {
+    cublasLtMatmulPreference_t preference;
+    uint64_t workspace = GEMM_WORKSPACE_BYTES;
+    uint32_t split = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    uint32_t alignment = 16;
+    cublasCheck(cublasLtMatmulPreferenceCreate(&preference));
+    cublasCheck(cublasLtMatmulPreferenceSetAttribute(
+        preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof(workspace)));
+    cublasCheck(cublasLtMatmulPreferenceSetAttribute(
+        preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &split, sizeof(split)));
+    static const cublasLtMatmulPreferenceAttributes_t alignments[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES };
+    for (int i = 0; i < 4; i++) {
+        cublasCheck(cublasLtMatmulPreferenceSetAttribute(preference, alignments[i], &alignment,
+                                                         sizeof(alignment)));
+    }
+    cublasLtMatmulHeuristicResult_t found;
+    int count = 0;
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(g->handle, operation, first, second, D,
+                                                           D, preference, 1, &found, &count);
+    cublasCheck(cublasLtMatmulPreferenceDestroy(preference));
+    if (status != CUBLAS_STATUS_SUCCESS) { return status; }
+    if (count < 1) { return CUBLAS_STATUS_NOT_SUPPORTED; }
+    *kernel = found.algo;
+    return found.state;
+}
+
 // cuBLAS sees every matrix transposed, so it computes D^T = B @ A^T, with our B as its first
 // operand. Our B (N,K) looks to it like (K,N) and has to be transposed back; our A (M,K) looks like
 // (K,M), which is the A^T that it needs.
@@ -114,33 +148,12 @@ static inline void gemm_make_plan(GemmPlan* plan, const GemmPlain* g, const Gemm
     plan->B = a->B_is_KN ? gemm_layout(a->type, a->K, a->N) : gemm_layout(a->type, a->N, a->K);
     plan->D = gemm_layout(a->type_D, a->M, a->N);
 
-    cublasLtMatmulPreference_t preference;
-    uint64_t workspace = GEMM_WORKSPACE_BYTES;
-    uint32_t split = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-    uint32_t alignment = 16;
-    cublasCheck(cublasLtMatmulPreferenceCreate(&preference));
-    cublasCheck(cublasLtMatmulPreferenceSetAttribute(
-        preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof(workspace)));
-    cublasCheck(cublasLtMatmulPreferenceSetAttribute(
-        preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &split, sizeof(split)));
-    static const cublasLtMatmulPreferenceAttributes_t alignments[] = {
-        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES };
-    for (int i = 0; i < 4; i++) {
-        cublasCheck(cublasLtMatmulPreferenceSetAttribute(preference, alignments[i], &alignment,
-                                                         sizeof(alignment)));
-    }
-    cublasLtMatmulHeuristicResult_t found;
-    int count = 0;
-    cublasStatus_t status =
-        cublasLtMatmulAlgoGetHeuristic(g->handle, plan->operation, plan->B, plan->A, plan->D,
-                                       plan->D, preference, 1, &found, &count);
-    check(status == CUBLAS_STATUS_SUCCESS && count == 1,
+    cublasStatus_t status = gemm_find_kernel(&plan->kernel, g, plan->operation, plan->B, plan->A,
+                                             plan->D);
+    check(status == CUBLAS_STATUS_SUCCESS,
           "cuBLASLt has no kernel for D (%d, %d), K = %d, types %d to %d, A_is_KM %d, B_is_KN %d, "
           "bias %d: %s", a->M, a->N, a->K, a->type, a->type_D, a->A_is_KM, a->B_is_KN,
           a->bias != NULL, cublasLtGetStatusString(status));
-    plan->kernel = found.algo;
-    cublasCheck(cublasLtMatmulPreferenceDestroy(preference));
 }
 
 static inline GemmPlan* gemm_plan(GemmPlain* g, const GemmArgs* args) {

@@ -83,6 +83,7 @@ typedef struct {
     int training;               // a backward pass will follow: keep X^T
     OperandObserver observe;    // NULL: nobody looks
     Gemm* gemm;
+    E2m1Conversion conversion;  // how E2M1 codes are made on this GPU
     int* nonfinite;             // (1) tells which operand first was not finite: see quantize_alpha
     float* alpha;               // (1)
     float* bias_scratch;        // bias_backward_scratch(4C)
@@ -144,7 +145,7 @@ static void linear_quantize(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT_q, con
     quantize_amax(x_q != NULL ? x_q->amax : NULL, xT_q != NULL ? xT_q->amax : NULL, x, N, cols,
                   hadamard, l->stream);
     quantize_activation(x_q, xT_q, x, N, cols, hadamard, linear_rounding(l, operand),
-                        linear_rounding(l, operandT), l->stream);
+                        linear_rounding(l, operandT), l->conversion, l->stream);
     linear_observe(l, operand, x, x_q);
     linear_observe(l, operandT, x, xT_q);
 }
@@ -156,15 +157,16 @@ static void linear_gemm(Real* D, const Nvfp4Matrix* A, const Nvfp4Matrix* B, int
     int tag = (l->layer * NUM_LINEARS + l->linear) * NUM_OPERANDS;
     quantize_alpha(l->alpha, l->nonfinite, A->amax, B->amax, tag + operand_a, tag + operand_b,
                    l->stream);
-    int fp32 = sizeof(Real) == sizeof(float);
-    gemm_nvfp4(l->gemm, D, fp32 ? CUDA_R_32F : CUDA_R_16BF, fp32, A, B, l->alpha, l->stream);
+    GemmResult result = sizeof(Real) == sizeof(float) ? GEMM_ADDS_FP32 : GEMM_STORES_BF16;
+    gemm_nvfp4(l->gemm, D, result, A, B, l->alpha, l->stream);
 }
 
 // Quantizes weight (OC,C) after an update.
 static void linear_update_weight(QuantizedLinear* q, const __nv_bfloat16* weight, int OC, int C,
                                  const Linear* l) {
     if (q->w_q.codes == NULL) { return; }
-    quantize_weight(&q->w_q, &q->wT_q, weight, OC, C, l->recipe->tile16, l->stream);
+    quantize_weight(&q->w_q, &q->wT_q, weight, OC, C, l->recipe->tile16, l->conversion,
+                    l->stream);
     linear_observe(l, OPERAND_W, weight, &q->w_q);
     linear_observe(l, OPERAND_WT, weight, &q->wT_q);
 }

@@ -13,6 +13,9 @@ are two passes: quantize_amax, then quantize_activation. For a weight, quantize_
 Every number comes from the functions of nvfp4.h, random.h and hadamard.h; this file only moves the
 data. Blocks of 16 never leave the thread that owns them, so no result depends on the launch shape.
 
+The last step, to E2M1, may be left to the GPU's instructions (e2m1_sm100a.cuh) where the probe at
+start-up found that they give the same codes. The host says so with an E2m1Conversion.
+
 Nobody here writes the padding of the block scales. Who allocates a matrix zeroes them once. Codes
 and sources start on multiples of 16 bytes.
 */
@@ -20,6 +23,7 @@ and sources start on multiples of 16 bytes.
 #define LLMC_QUANTIZE_CUH
 
 #include "cuda_common.cuh"
+#include "e2m1_sm100a.cuh"
 #include "hadamard.h"
 #include "nvfp4.h"
 
@@ -125,15 +129,50 @@ static inline void quantize_amax(float* amax, float* amaxT, const __nv_bfloat16*
 #define TILE_COLS 128
 #define BLOCKS_ACROSS (TILE_COLS / NVFP4_BLOCK)
 
+// nvfp4_quantize_block by the GPU's instructions, which give the same codes: e2m1_probe has seen to
+// it. Returns 1; or 0, nothing done, if this rounding is left to arithmetic.
+__device__ static inline int quantize_block_by_instruction(uint8_t* codes /* (8) */,
+                                                           const float* x /* (16) */,
+                                                           float block_inverse,
+                                                           Nvfp4Rounding rounding, uint64_t block,
+                                                           E2m1Conversion conversion) {
+    if (!(rounding.stochastic ? conversion.stochastic : conversion.nearest)) { return 0; }
+    float scaled[NVFP4_BLOCK];
+    UNROLL
+    for (int j = 0; j < NVFP4_BLOCK; j++) { scaled[j] = x[j] * block_inverse; }
+    uint16_t fours[NVFP4_BLOCK / 4];
+    int done = 1;
+    if (rounding.stochastic) {
+        Philox bytes = nvfp4_random_bytes(rounding, block);
+        UNROLL
+        for (int i = 0; i < NVFP4_BLOCK / 4; i++) {
+            done &= e2m1x4_stochastic(&fours[i], scaled + 4 * i, bytes.word[i], conversion.order);
+        }
+    } else {
+        UNROLL
+        for (int i = 0; i < NVFP4_BLOCK / 4; i++) {
+            done &= e2m1x4_nearest(&fours[i], scaled + 4 * i);
+        }
+    }
+    if (done) { memcpy(codes, fours, sizeof(fours)); }
+    return done;
+}
+
 // Quantizes 16 values and stores them as block `block` of row `row`. amax is theirs,
 // or their tile's.
+template <int MAY_USE_INSTRUCTION>
 __device__ static inline void quantize_store(Nvfp4Matrix out, size_t row, size_t block,
                                              const float* x /* (16) */, float amax,
-                                             Nvfp4TensorScale tensor, Nvfp4Rounding rounding) {
+                                             Nvfp4TensorScale tensor, Nvfp4Rounding rounding,
+                                             E2m1Conversion conversion) {
     size_t index = row * ((size_t)out.cols / NVFP4_BLOCK) + block;
     uint8_t block_scale = nvfp4_block_scale(amax, tensor);
+    float block_inverse = nvfp4_block_inverse(block_scale, tensor);
     uint8_t codes[8];
-    nvfp4_quantize_block(codes, x, nvfp4_block_inverse(block_scale, tensor), rounding, index);
+    if (!MAY_USE_INSTRUCTION || !quantize_block_by_instruction(codes, x, block_inverse, rounding,
+                                                               index, conversion)) {
+        nvfp4_quantize_block(codes, x, block_inverse, rounding, index);
+    }
     uint2 words;
     memcpy(&words, codes, sizeof(words));
     ((uint2*)out.codes)[index] = words;
@@ -154,10 +193,14 @@ __device__ static inline void quantize_store(Nvfp4Matrix out, size_t row, size_t
 //
 // `out` or `outT` may lack memory (codes NULL) and is then left out. If tile16 is set, the amax of
 // a block is that of its 16x16 tile; both directions then give the same codes and scales.
+//
+// There are two versions, so that arithmetic, all there is on most GPUs, does not carry the other's
+// machine code: it does not read `conversion`.
+template <int MAY_USE_INSTRUCTION>
 static __global__ void __launch_bounds__(QUANTIZE_THREADS, 4)
 quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT, const __nv_bfloat16* x /* (rows, cols) */,
                 int rows, int cols, int hadamard, int tile16, Nvfp4Rounding rounding,
-                Nvfp4Rounding roundingT) {
+                Nvfp4Rounding roundingT, E2m1Conversion conversion) {
     __shared__ uint4 tile[TILE_ROWS][TILE_COLS / 8];
     __shared__ uint32_t tile_amax[TILE_ROWS / 16 * BLOCKS_ACROSS];  // of each 16x16 tile, as bits
     int first_row = (int)blockIdx.y * TILE_ROWS, first_col = (int)blockIdx.x * TILE_COLS;
@@ -198,7 +241,8 @@ quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT, const __nv_bfloat16* x /* (ro
             for (int i = 0; i < 16; i++) { values[i] = pair_value(pairs[k][i / 2], i % 2); }
             float amax = tile16 ? bits_float(tile_amax[group * BLOCKS_ACROSS + b])
                                 : block_amax(values);
-            quantize_store(out, (size_t)row, (size_t)col / 16, values, amax, tensor, rounding);
+            quantize_store<MAY_USE_INSTRUCTION>(out, (size_t)row, (size_t)col / 16, values, amax,
+                                                tensor, rounding, conversion);
         }
     }
 
@@ -220,8 +264,8 @@ quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT, const __nv_bfloat16* x /* (ro
             if (hadamard) { hadamard_transform(values); }
             float amax = tile16 ? bits_float(tile_amax[group * BLOCKS_ACROSS + word / 8])
                                 : block_amax(values);
-            quantize_store(outT, (size_t)(colT + second), (size_t)rowT / 16, values, amax, tensor,
-                           roundingT);
+            quantize_store<MAY_USE_INSTRUCTION>(outT, (size_t)(colT + second), (size_t)rowT / 16,
+                                                values, amax, tensor, roundingT, conversion);
         }
     }
 }
@@ -229,7 +273,7 @@ quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT, const __nv_bfloat16* x /* (ro
 static inline void quantize_launch(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT_q,
                                    const __nv_bfloat16* x, int rows, int cols, int hadamard,
                                    int tile16, Nvfp4Rounding rounding, Nvfp4Rounding roundingT,
-                                   cudaStream_t stream) {
+                                   E2m1Conversion conversion, cudaStream_t stream) {
     quantize_check_shape(rows, cols);
     check(x_q == NULL || (x_q->rows == rows && x_q->cols == cols),
           "a (%d, %d) matrix is quantized into one of (%d, %d)", rows, cols, x_q->rows, x_q->cols);
@@ -238,12 +282,19 @@ static inline void quantize_launch(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT
           xT_q->rows, xT_q->cols);
     check(CEIL_DIV(rows, TILE_ROWS) <= 65535, "%d rows are more than one launch covers: reduce -b",
           rows);
-    Nvfp4Matrix absent;
-    memset(&absent, 0, sizeof(absent));
+    Nvfp4Matrix out, outT;
+    memset(&out, 0, sizeof(out));
+    memset(&outT, 0, sizeof(outT));
+    if (x_q != NULL) { out = *x_q; }
+    if (xT_q != NULL) { outT = *xT_q; }
     dim3 grid(CEIL_DIV(cols, TILE_COLS), CEIL_DIV(rows, TILE_ROWS));
-    quantize_kernel<<<grid, QUANTIZE_THREADS, 0, stream>>>(
-        x_q != NULL ? *x_q : absent, xT_q != NULL ? *xT_q : absent, x, rows, cols, hadamard, tile16,
-        rounding, roundingT);
+    if (conversion.nearest || conversion.stochastic) {
+        quantize_kernel<1><<<grid, QUANTIZE_THREADS, 0, stream>>>(
+            out, outT, x, rows, cols, hadamard, tile16, rounding, roundingT, conversion);
+    } else {
+        quantize_kernel<0><<<grid, QUANTIZE_THREADS, 0, stream>>>(
+            out, outT, x, rows, cols, hadamard, tile16, rounding, roundingT, conversion);
+    }
     cudaCheck(cudaGetLastError());
 }
 
@@ -253,8 +304,8 @@ static inline void quantize_launch(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT
 static inline void quantize_activation(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT_q,
                                        const __nv_bfloat16* x, int rows, int cols, int hadamard,
                                        Nvfp4Rounding rounding, Nvfp4Rounding roundingT,
-                                       cudaStream_t stream) {
-    quantize_launch(x_q, xT_q, x, rows, cols, hadamard, 0, rounding, roundingT, stream);
+                                       E2m1Conversion conversion, cudaStream_t stream) {
+    quantize_launch(x_q, xT_q, x, rows, cols, hadamard, 0, rounding, roundingT, conversion, stream);
 }
 
 // w_q (OC, C) = w (OC, C) and wT_q (C, OC) = its transpose, to nearest, amax included. In
@@ -262,11 +313,11 @@ static inline void quantize_activation(const Nvfp4Matrix* x_q, const Nvfp4Matrix
 // blocks along its own rows.
 static inline void quantize_weight(const Nvfp4Matrix* w_q, const Nvfp4Matrix* wT_q,
                                    const __nv_bfloat16* w, int OC, int C, int tile16,
-                                   cudaStream_t stream) {
+                                   E2m1Conversion conversion, cudaStream_t stream) {
     Nvfp4Rounding nearest;
     memset(&nearest, 0, sizeof(nearest));
     quantize_amax(w_q->amax, wT_q->amax, w, OC, C, 0, stream);
-    quantize_launch(w_q, wT_q, w, OC, C, 0, tile16, nearest, nearest, stream);
+    quantize_launch(w_q, wT_q, w, OC, C, 0, tile16, nearest, nearest, conversion, stream);
 }
 
 // ---------------------------------------------------------------------------------------------

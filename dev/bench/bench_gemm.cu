@@ -38,7 +38,8 @@ static void run_bf16(const void* arguments) {
 
 static void run_nvfp4(const void* arguments) {
     const Arguments* a = (const Arguments*)arguments;
-    gemm_nvfp4(a->gemm, a->D, a->args.type_D, a->args.accumulate, &a->A_q, &a->B_q, a->alpha, 0);
+    gemm_nvfp4(a->gemm, a->D, a->args.accumulate ? GEMM_ADDS_FP32 : GEMM_STORES_BF16, &a->A_q,
+               &a->B_q, a->alpha, 0);
 }
 
 static GemmArgs bf16_args(int M, int N, int K) {
@@ -57,7 +58,7 @@ static Nvfp4Matrix quantized(const __nv_bfloat16* x, int rows, int cols) {
     memset(&nearest, 0, sizeof(nearest));
     Nvfp4Matrix q = linear_operand_alloc(rows, cols, "benchmark");
     quantize_amax(q.amax, NULL, x, rows, cols, 0, 0);
-    quantize_activation(&q, NULL, x, rows, cols, 0, nearest, nearest, 0);
+    quantize_activation(&q, NULL, x, rows, cols, 0, nearest, nearest, e2m1_arithmetic(), 0);
     return q;
 }
 
@@ -72,6 +73,23 @@ static double measure(BenchFunction function, const Arguments* a, int runs) {
     return operations / bench_seconds(function, a, runs) * 1e-12;
 }
 
+// The last column: FP4 tensor cores, where this GPU has them.
+static void measure_fp4(const Arguments* a, double ceiling, int runs) {
+    GemmProduct product;
+    product.M = a->args.M;
+    product.N = a->args.N;
+    product.K = a->args.K;
+    product.result = a->args.accumulate ? GEMM_ADDS_FP32 : GEMM_STORES_BF16;
+    if (gemm_fp4_plan(&a->gemm->fp4, product) != CUBLAS_STATUS_SUCCESS) {
+        printf("   %15s\n", "not available");
+        return;
+    }
+    a->gemm->paths = gemm_paths(GEMM_FP4);
+    double fp4 = measure(run_nvfp4, a, runs);
+    a->gemm->paths = gemm_paths(GEMM_EMULATED);
+    printf("   %7.0f %6.1f%%\n", fp4, 100.0 * fp4 / ceiling);
+}
+
 int main(int argc, char** argv) {
     int runs = bench_runs(argc, argv);
     static Gemm gemm;
@@ -82,7 +100,7 @@ int main(int argc, char** argv) {
         most_operands = operands > most_operands ? operands : most_operands;
         most_D = N * OC > most_D ? N * OC : most_D;
     }
-    gemm_create(&gemm, GEMM_AUTO, most_operands);
+    gemm_create(&gemm, gemm_paths(GEMM_EMULATED), most_operands);
     Arguments a;
     memset(&a, 0, sizeof(a));
     a.gemm = &gemm;
@@ -97,9 +115,8 @@ int main(int argc, char** argv) {
     double ceiling = measure(run_bf16, &a, runs);
     printf("%s; median of %d runs; BF16 at 8192 x 8192 x 8192: %.0f TFLOP/s\n", device.name, runs,
            ceiling);
-    printf("path: %s\n\n", gemm_path_text(gemm.path));
-    printf("%-14s %-8s %6s %6s %6s   %15s   %15s\n", "layer", "product", "M", "N", "K",
-           "BF16   of best", "NVFP4   of best");
+    printf("\n%-14s %-8s %6s %6s %6s   %15s   %15s   %15s\n", "layer", "product", "M", "N", "K",
+           "BF16   of best", "emulated  of best", "FP4   of best");
     for (int s = 0; s < NUM_SHAPES; s++) {
         int N = shapes[s].N, C = shapes[s].C, OC = shapes[s].OC;
         for (int product = 0; product < 3; product++) {
@@ -114,9 +131,10 @@ int main(int argc, char** argv) {
             a.B_q = quantized(a.B, a.args.N, a.args.K);
             quantize_alpha(a.alpha, (int*)a.D, a.A_q.amax, a.B_q.amax, 0, 1, 0);
             double bf16 = measure(run_bf16, &a, runs), nvfp4 = measure(run_nvfp4, &a, runs);
-            printf("%-14s %-8s %6d %6d %6d   %6.0f  %5.1f%%   %6.0f  %6.1f%%\n", shapes[s].name,
+            printf("%-14s %-8s %6d %6d %6d   %7.0f %6.1f%%   %9.0f %6.1f%%", shapes[s].name,
                    products[product], a.args.M, a.args.N, a.args.K, bf16, 100.0 * bf16 / ceiling,
                    nvfp4, 100.0 * nvfp4 / ceiling);
+            measure_fp4(&a, ceiling, runs);
             free_matrix(a.A_q);
             free_matrix(a.B_q);
         }

@@ -10,6 +10,12 @@ poisoned; who reads it back looks whether anything was written there.
 #include "../../llmc/cuda_common.cuh"
 #include "tensor_check.h"
 
+// 1 if the kernels run on the CPU (cuda_on_cpu.h). Sizes that take too long there are left out, and
+// the test says so.
+#ifndef RUNS_ON_CPU
+#define RUNS_ON_CPU 0
+#endif
+
 // Returns 1 and says so if there is no GPU to test on.
 static inline int device_missing(const char* test) {
     int devices = 0;

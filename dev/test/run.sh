@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# dev/test/run.sh TEST... [--skip REASON TEST...]: runs each test before --skip, shows what it
-# prints, adds up, and counts those after --skip as skipped. `make test` calls it.
+# dev/test/run.sh TEST... [--skip REASON TEST...]...: runs each test before the first --skip, shows
+# what it prints, adds up, and counts the others as skipped. `make test` calls it.
 #
 # A test prints one line for each check, beginning with "ok  ", "FAIL" or "skip" (report.h). A
 # program that crashes, hangs, or checks nothing has failed.
@@ -56,15 +56,17 @@ while [ $# -gt 0 ] && [ "$1" != --skip ]; do
     echo "    ($((SECONDS - start)) s)"
 done
 
-if [ $# -gt 1 ]; then
-    reason=$2
-    shift 2
-    for test in "$@"; do
-        echo "skip ${test#build/}: $reason"
-        notes+=("skip ${test#build/}: $reason")
-        skipped=$((skipped + 1))
-    done
-fi
+while [ $# -gt 0 ]; do
+    if [ "$1" = --skip ]; then
+        reason=$2
+        shift 2
+        continue
+    fi
+    echo "skip ${1#build/}: $reason"
+    notes+=("skip ${1#build/}: $reason")
+    skipped=$((skipped + 1))
+    shift
+done
 
 echo
 if [ ${#notes[@]} -gt 0 ]; then

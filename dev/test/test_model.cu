@@ -1,5 +1,6 @@
 /*
-Tests of train_gpt2_nvfp4.cu as a whole; needs a GPU. The kernels have tests of their own.
+Tests of train_gpt2_nvfp4.cu as a whole, on a GPU or, with less repetition, on the CPU. The kernels
+have tests of their own.
 
     build/test/cuda/test_model                          every test; run ./test_gpt2 before, which
                                                         writes build/oracle_RECIPE.bin
@@ -12,6 +13,7 @@ Tests of train_gpt2_nvfp4.cu as a whole; needs a GPU. The kernels have tests of 
 #define TESTING
 #include "../../train_gpt2_nvfp4.cu"
 #include "../reference/reference_file.h"
+#include "cublaslt_model.h"
 #include "device_check.cuh"
 #include "oracle_file.h"
 
@@ -26,11 +28,20 @@ template <typename Real> static float* copy_out(const Real* device, size_t n) {
     return values;
 }
 
+// How all models here multiply and quantize: what the self-test finds.
+static HardwarePaths hardware;
+
+static void choose_hardware(void) {
+    const GemmProduct products[] = { { 64, 128, 128, GEMM_STORES_BF16 },
+                                     { 128, 128, 64, GEMM_ADDS_FP32 } };
+    hardware = self_test(GEMM_AUTO, products, 2, NULL, 0);
+}
+
 // A model with the initial weights of `seed`, or those of a model file if there is one.
 template <typename Real>
 static void build(GPT2<Real>* model, GPT2Config config, const char* recipe, int B, int T,
                   uint64_t seed, const char* file) {
-    gpt2_build(model, config, recipe_parse(recipe, config.L), GEMM_AUTO, B, T, seed);
+    gpt2_build(model, config, recipe_parse(recipe, config.L), hardware, B, T, seed);
     float* params = (float*)xmalloc(model->num_params * sizeof(float), "parameters");
     float* zeros = (float*)xcalloc(model->num_params * sizeof(float), "moments");
     if (file != NULL) { checkpoint_load_model(params, file); }
@@ -362,28 +373,58 @@ static void test_not_finite(void) {
     report(found == expected, "not finite", "flag %d, expected %d", found, expected);
 }
 
-int main(int argc, char** argv) {
-    if (device_missing("test_model")) { return report_status(); }
-    if (argc == 3) {
-        test_reference<float>("fp32", argv[1], argv[2]);
-        test_reference<__nv_bfloat16>("bf16", argv[1], argv[2]);
-        return report_status();
-    }
-    if (argc == 2) {
-        test_oracle<__nv_bfloat16>(argv[1]);
-        return report_status();
-    }
+static void test_everything(void) {
     test_reference<float>("fp32", "dev/reference/tiny_model.bin", "dev/reference/tiny_state.bin");
     test_reference<__nv_bfloat16>("bf16", "dev/reference/tiny_model.bin",
                                   "dev/reference/tiny_state.bin");
     test_oracle<float>("build/oracle_fp32.bin");
     test_oracle<__nv_bfloat16>("build/oracle_bf16.bin");
     test_oracle<__nv_bfloat16>("build/oracle_nvfp4.bin");
+    test_same_bits<__nv_bfloat16>("nvfp4");
+    test_not_finite();
+    if (RUNS_ON_CPU) {
+        report_skip("same bits, other recipes", "takes too long without a GPU");
+        return;
+    }
     test_same_bits<float>("fp32");
     test_same_bits<__nv_bfloat16>("bf16");
-    test_same_bits<__nv_bfloat16>("nvfp4");
     test_same_bits<__nv_bfloat16>("nvfp4,tail=0,tile16=0,hadamard=0,dgrad=bf16");
     test_same_bits<__nv_bfloat16>("nvfp4,tail=0,wgrad=bf16");
-    test_not_finite();
+}
+
+// On the CPU the model of cuBLASLt is a GPU without FP4 tensor cores first, then one with them.
+#if RUNS_ON_CPU
+// A model lives as long as the program; the sanitizer need not tell.
+extern "C" const char* __asan_default_options(void) { return "detect_leaks=0"; }
+
+static void test_devices(void) {
+    cublaslt_model_capability(9, 0);
+    choose_hardware();
+    test_everything();
+    cublaslt_model_capability(10, 0);
+    choose_hardware();
+    report(hardware.paths.of[GEMM_STORES_BF16] == GEMM_FP4, "FP4 path", "in the model");
+    test_oracle<__nv_bfloat16>("build/oracle_nvfp4.bin");
+}
+#else
+static void test_devices(void) {
+    choose_hardware();
+    test_everything();
+}
+#endif
+
+int main(int argc, char** argv) {
+    if (device_missing("test_model")) { return report_status(); }
+    if (argc == 1) {
+        test_devices();
+        return report_status();
+    }
+    choose_hardware();
+    if (argc == 3) {
+        test_reference<float>("fp32", argv[1], argv[2]);
+        test_reference<__nv_bfloat16>("bf16", argv[1], argv[2]);
+    } else {
+        test_oracle<__nv_bfloat16>(argv[1]);
+    }
     return report_status();
 }

@@ -125,6 +125,8 @@ static void tally_compare(Tally* t, const MatrixPair* p, const char* what) {
 // ---------------------------------------------------------------------------------------------
 // Every kind of operand, over shapes and contents
 
+static E2m1Conversion conversion;       // arithmetic; then again by instruction, if this GPU can
+
 static Tally tally_rows       = { "x 1x16" };
 static Tally tally_transposed = { "x^T 1x16" };
 static Tally tally_hadamard   = { "x^T 1x16 Hadamard" };
@@ -180,7 +182,8 @@ static void test_activation(const float* x, int rows, int cols, const char* what
             Nvfp4Rounding rT = rounding_make(stochastic, seed, 8 + stream, 0xfffffffeu + stream);
             MatrixPair p = pair_alloc(rows, cols), pT = pair_alloc(cols, rows);
             quantize_amax(p.device.amax, pT.device.amax, x_device, rows, cols, hadamard, 0);
-            quantize_activation(&p.device, &pT.device, x_device, rows, cols, hadamard, r, rT, 0);
+            quantize_activation(&p.device, &pT.device, x_device, rows, cols, hadamard, r, rT,
+                                conversion, 0);
             check(nvfp4_quantize(&p.host, x, 1, r) == 0, "%s: not finite", what);
             check(nvfp4_quantize(&pT.host, xT, 1, rT) == 0, "%s: not finite", what);
             Tally* tallyT = hadamard ? &tally_hadamard : &tally_transposed;
@@ -196,8 +199,10 @@ static void test_activation(const float* x, int rows, int cols, const char* what
     Nvfp4Rounding nearest = rounding_make(0, 0, 0, 0);
     quantize_amax(p.device.amax, NULL, x_device, rows, cols, 1, 0);
     quantize_amax(NULL, pT.device.amax, x_device, rows, cols, 1, 0);
-    quantize_activation(&p.device, NULL, x_device, rows, cols, 1, nearest, nearest, 0);
-    quantize_activation(NULL, &pT.device, x_device, rows, cols, 1, nearest, nearest, 0);
+    quantize_activation(&p.device, NULL, x_device, rows, cols, 1, nearest, nearest,
+                        conversion, 0);
+    quantize_activation(NULL, &pT.device, x_device, rows, cols, 1, nearest, nearest,
+                        conversion, 0);
     device_free_all();
     nvfp4_quantize(&p.host, x, 1, nearest);
     nvfp4_quantize(&pT.host, xT, 1, nearest);       // xT: transformed, from the last turn above
@@ -215,7 +220,7 @@ static void test_weight(const float* w, int OC, int C, const char* what) {
     __nv_bfloat16* w_device = to_device<__nv_bfloat16>(w, n);
     for (int tile16 = 0; tile16 < 2; tile16++) {
         MatrixPair p = pair_alloc(OC, C), pT = pair_alloc(C, OC);
-        quantize_weight(&p.device, &pT.device, w_device, OC, C, tile16, 0);
+        quantize_weight(&p.device, &pT.device, w_device, OC, C, tile16, conversion, 0);
         nvfp4_quantize(&p.host, w, tile16 ? 16 : 1, nearest);
         if (tile16) {
             nvfp4_transpose(&pT.host, &p.host);
@@ -272,13 +277,13 @@ static void test_golden(void) {
         quantize_amax(p.device.amax, pT.device.amax, x_device, ROWS, COLS, 1, 0);
         quantize_activation(&p.device, &pT.device, x_device, ROWS, COLS, 1,
                             rounding_make(stochastic, seed, 7, 3),
-                            rounding_make(stochastic, seed, 9, 3), 0);
+                            rounding_make(stochastic, seed, 9, 3), conversion, 0);
         check_golden(stochastic ? "golden 1x16 stochastic" : "golden 1x16", &p, 0x3fff0000,
                      stochastic ? 0x5b9f6ae4 : 0xeb4d54ed, 0x43172ce7);
         check_golden(stochastic ? "golden Hadamard stochastic" : "golden Hadamard", &pT, 0x401e0000,
                      stochastic ? 0x8d246f60 : 0xef9f3084, 0xc7051a60);
     }
-    quantize_weight(&p.device, &pT.device, x_device, ROWS, COLS, 1, 0);
+    quantize_weight(&p.device, &pT.device, x_device, ROWS, COLS, 1, conversion, 0);
     check_golden("golden 16x16", &p, 0x3fff0000, 0xaa980438, 0xce6dc345);
     pair_free(p);
     pair_free(pT);
@@ -371,8 +376,8 @@ static void test_alpha(void) {
 
 // ---------------------------------------------------------------------------------------------
 
-int main(void) {
-    if (device_missing("quantize")) { return 0; }
+// Everything that writes codes.
+static void test_matrices(void) {
     test_golden();
 
     // the smallest; partial tiles in one or both directions; whole tiles; GPT-2 XL; large
@@ -382,8 +387,13 @@ int main(void) {
     for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {
         int rows = shapes[s][0], cols = shapes[s][1];
         size_t n = (size_t)rows * cols;
+        if (RUNS_ON_CPU && n > 1000000) {
+            report_skip("large matrices", "they take too long without a GPU");
+            continue;
+        }
         float* x = (float*)malloc(n * sizeof(float));
-        int contents = n > 1000000 ? LOGNORMAL + 1 : NUM_CONTENTS;  // large: for indices, not values
+        size_t large = RUNS_ON_CPU ? 500000 : 1000000;      // for indices, not values
+        int contents = n > large ? LOGNORMAL + 1 : NUM_CONTENTS;
         for (int content = 0; content < contents; content++) {
             uint32_t stream = (uint32_t)(s * NUM_CONTENTS + (size_t)content);
             fill(x, n, content, stream);
@@ -401,7 +411,20 @@ int main(void) {
     tally_report(&tally_tilesT);
     tally_report(&tally_weight);
     tally_report(&tally_expand);
+}
 
+int main(void) {
+    if (device_missing("quantize")) { return 0; }
+    conversion = e2m1_arithmetic();
+    test_matrices();
+    char reason[E2M1_REASONS];
+    conversion = e2m1_probe(reason, sizeof(reason), 0);
+    if (conversion.nearest || conversion.stochastic) {
+        report(1, "and by instruction:", "%s", reason);
+        test_matrices();
+    } else {
+        report_skip("by instruction", reason);
+    }
     test_not_finite();
     test_alpha();
     return report_status();

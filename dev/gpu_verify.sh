@@ -25,6 +25,20 @@ run() {         # SECONDS COMMAND...: prints the command, runs it, says how long
     echo "    ($((SECONDS - start)) s)"
 }
 
+# STATUS PATTERN COMMAND...: the command has to end with this status, and to print such a line
+expect() {
+    local wanted=$1 pattern=$2 status
+    shift 2
+    printf '\n=== %s\n' "$*"
+    timeout 60 "$@" > "$scratch/printed" 2>&1
+    status=$?
+    cat "$scratch/printed"
+    if [ "$status" -ne "$wanted" ] || ! grep -qE -- "$pattern" "$scratch/printed"; then
+        echo "FAILED: status $status instead of $wanted, or no line like '$pattern'"
+        failed=1
+    fi
+}
+
 everything() {
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
     git log -1 --format='commit %h %s' 2>/dev/null
@@ -34,6 +48,21 @@ everything() {
     for test in build/test/cuda/*; do
         [ -x "$test" ] && [ "${test%.d}" = "$test" ] && run 120 "$test"
     done
+
+    # Where there are no FP4 tensor cores, cuBLASLt is asked for FP4 products all the same and says
+    # so; -g auto then emulates them, and -g fp4 refuses to run
+    local short=(-i data/quickstart_train.bin -e "layers=2,channels=128,heads=2,vocab=257"
+                 -b 2 -t 80 -x 1 -p nvfp4)
+    local missing='not available: .*CUBLAS_STATUS_NOT_SUPPORTED' capability
+    capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1)
+    if [ "${capability%%.*}" -lt 10 ]; then
+        expect 0 '^gemm path +emulated: FP4 not available' ./train_gpt2_nvfp4 "${short[@]}" -g auto
+        expect 0 "^  gemm fp4 +$missing" ./train_gpt2_nvfp4 "${short[@]}" -g auto
+        expect 1 "^error: -g fp4: .* $missing" ./train_gpt2_nvfp4 "${short[@]}" -g fp4
+    else
+        expect 0 '^gemm path +fp4: FP4 passed the self-test' ./train_gpt2_nvfp4 "${short[@]}" -g fp4
+    fi
+    expect 0 '^gemm path +emulated: -g emulated' ./train_gpt2_nvfp4 "${short[@]}" -g emulated
 
     # PyTorch in FP32 on this GPU against both programs, and our model file read by transformers
     run 120 python3 dev/reference/make_reference.py -model d12 -B 4 -T 64 -lr 1e-4 -device cuda \

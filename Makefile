@@ -24,6 +24,15 @@ DEPENDENCIES = -MMD -MP -MT $@ -MF build/$(subst /,_,$@).d
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-openmp))
 LIBS = $(if $(OPENBLAS),-L$(OPENBLAS) -Xlinker -rpath -Xlinker $(OPENBLAS)) -lopenblas -lm
 
+# MPI, for more than one rank; without it programs run alone. Open MPI's compiler wrapper knows its
+# flags. --as-needed: programs that never call it do not load it.
+MPI_CFLAGS := $(shell mpicc --showme:compile 2>/dev/null || pkg-config --cflags ompi-c 2>/dev/null)
+MPI_LIBS   := $(shell mpicc --showme:link 2>/dev/null || pkg-config --libs ompi-c 2>/dev/null)
+ifneq ($(MPI_LIBS),)
+CFLAGS += -DLLMC_MPI $(MPI_CFLAGS)
+LIBS   += -Xlinker --as-needed $(MPI_LIBS)
+endif
+
 # The compute capability, without its dot (90), of the first GPU that can run our kernels: 8.0 or
 # newer. Empty if there is none. The pattern keeps out what nvidia-smi prints in place of a number
 # when it fails.
@@ -92,8 +101,8 @@ train_gpt2_nvfp4: train_gpt2_nvfp4.cu Makefile $(STAMP) | need-nvcc
 test_gpt2 dev/nvfp4_quantize: %: %.c Makefile | build need-openblas
 	$(CC) $(CFLAGS) $(DEPENDENCIES) -o $@ $< $(LIBS)
 
-# It includes the trainer and uses a part of it.
-test_gpt2: CFLAGS += -Wno-unused-function
+# They include the trainer and use a part of it.
+test_gpt2 build/test/test_ranks_equal: CFLAGS += -Wno-unused-function
 
 build/test/%: dev/test/%.c Makefile | build
 	$(CC) $(CFLAGS) $(DEPENDENCIES) -o $@ $< $(LIBS)
@@ -110,8 +119,8 @@ build/bench/%: dev/bench/%.c Makefile | build
 build/test/cuda/%: dev/test/%.cu Makefile | build need-nvcc
 	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCH)) $(DEPENDENCIES) -o $@ $< $(CUDA_LIBS) -lcurand
 
-# On the CPU: C++ made of our CUDA code, NVIDIA's headers for the types, and a model of cuBLASLt. The
-# sanitizers see what a kernel reads or writes beside its tensors. To step through a kernel:
+# On the CPU: C++ made of our CUDA code, NVIDIA's headers for the types, and a model of cuBLASLt.
+# The sanitizers see what a kernel reads or writes beside its tensors. To step through a kernel:
 #     make -B build/test/cpu/test_quantize CPU_LEVEL=-O0 CPU_SANITIZE=
 CPU_LEVEL = -O2
 CPU_SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=undefined
@@ -183,7 +192,7 @@ headers: $(HEADERS:%=build/headers/%.ok) $(if $(NVCC),$(CUDA_HEADERS:%=build/hea
 
 build/headers/%.h.ok: %.h $(HEADERS) | build
 	$(CC) $(CFLAGS) -fsyntax-only -x c $<
-	g++ -std=c++17 -Wall -Wextra -fopenmp -I. -fsyntax-only -x c++ $<
+	g++ -std=c++17 -Wall -Wextra -fopenmp -I. $(if $(MPI_LIBS),-DLLMC_MPI $(MPI_CFLAGS)) -fsyntax-only -x c++ $<
 	@mkdir -p $(@D) && touch $@
 
 build/headers/%.cuh.ok: %.cuh $(HEADERS) $(CUDA_HEADERS) | build

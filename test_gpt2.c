@@ -20,10 +20,20 @@ static int same_bits(const float* a, const float* b, size_t n) {
     return memcmp(a, b, n * sizeof(float)) == 0;
 }
 
+// A model that this process has for itself.
+static void build(GPT2* model, GPT2Config config, const char* recipe, int B, int T, uint64_t seed) {
+    static Ranks ranks;
+    ParamSpec specs[NUM_PARAMS];
+    Shards shards;
+    ranks.size = 1;
+    shards_open(&shards, &ranks, 0, gpt2_param_specs(specs, &config));
+    gpt2_build(model, config, recipe_parse(recipe, config.L), B, T, seed, &shards);
+}
+
 // A small model with all its parameters away from 0 and 1, so that an error in any of them shows.
 static void build_small(GPT2* model, const char* recipe, int B, int T) {
     GPT2Config config = gpt2_config("layers=2,channels=64,heads=2,vocab=100", 32);
-    gpt2_build(model, config, recipe_parse(recipe, config.L), B, T, 42);
+    build(model, config, recipe, B, T, 42);
     for (int p = 0; p < NUM_PARAMS; p++) {
         size_t count = p == WTE ? (size_t)config.V * (size_t)config.C
                                 : model->specs[p].size * (size_t)model->specs[p].layers;
@@ -46,8 +56,8 @@ static void test_reference(const char* model_path, const char* state_path) {
     GPT2Config config = checkpoint_read_config(model_path);
     GPT2 model;
     int B = reference.B, T = reference.T, V = config.V, BT = B * T;
-    gpt2_build(&model, config, recipe_parse("fp32", config.L), B, T, 1);
-    checkpoint_load_model(model.params, model_path);
+    build(&model, config, "fp32", B, T, 1);
+    checkpoint_load_model(model.params, model_path, model.shards.own);
 
     gpt2_forward(&model, reference.inputs, reference.targets, B, T, 0.0f);
     double worst = 0.0;
@@ -185,9 +195,10 @@ static void test_resume(const char* recipe) {
     train_small(&whole, 0, 10, losses);
     build_small(&half, recipe, 2, 32);
     train_small(&half, 0, 5, losses);
-    checkpoint_save(directory, 5, &half.config, half.params, half.m, half.v, "");
+    checkpoint_save(directory, 5, &half.config, half.params, half.m, half.v, NULL, "");
     build_small(&resumed, recipe, 2, 32);
-    checkpoint_load(directory, 5, &resumed.config, resumed.params, resumed.m, resumed.v, "");
+    checkpoint_load(directory, 5, &resumed.config, resumed.params, resumed.m, resumed.v,
+                    resumed.shards.own, "");
     gpt2_refresh_working(&resumed);
     train_small(&resumed, 5, 10, losses);
     report(same_bits(whole.params, resumed.params, whole.num_params), "resume",
@@ -361,7 +372,7 @@ static void write_oracle(const char* description, const char* recipe, int B, int
     GPT2Config config = gpt2_config(description, T);
     int* inputs = (int*)xmalloc((size_t)(B * T) * sizeof(int), "tokens");
     int* targets = (int*)xmalloc((size_t)(B * T) * sizeof(int), "tokens");
-    gpt2_build(&model, config, recipe_parse(recipe, config.L), B, T, 1337);
+    build(&model, config, recipe, B, T, 1337);
     oracle_tokens(inputs, targets, B * T, config.V, 1);
 
     // loss and gradients are known after the records: their place is kept, and

@@ -11,6 +11,10 @@ llmc/quantized_linear.h (the linear layer), llmc/nvfp4.h (the format), llmc/laye
 of the model). Everything about running (flags, data, log, checkpoints) is shared with the CUDA
 program and lives in llmc/ too.
 
+Started by mpirun -np N it trains with N processes ("ranks"), each of which takes its rows of every
+batch; llmc/shards.h says who holds what. With one rank the calls for that do nothing. What N ranks
+compute differs from what one computes only by the order of sums over tokens.
+
 Errors end the program with one message; a library would return them. Results do not depend on the
 number of threads.
 */
@@ -23,7 +27,9 @@ number of threads.
 #include "llmc/gpt2.h"              // GPT2Config, ParamSpec, gpt2_init
 #include "llmc/layers_cpu.h"        // encoder, layernorm, attention, gelu, classifier
 #include "llmc/quantized_linear.h"  // linear_forward, linear_backward
+#include "llmc/shards.h"            // Shards: which part of the parameters a rank holds
 #include "llmc/train_run.h"         // TrainRun: flags, data, log, checkpoints
+#include "llmc/weights_cpu.h"       // Weights: rounded and quantized after an update
 
 // ---------------------------------------------------------------------------------------------
 // The model and what one micro-batch leaves behind for the backward pass
@@ -66,11 +72,16 @@ typedef struct {
     uint64_t seed;
     ParamSpec specs[NUM_PARAMS];
     size_t num_params;
-    float* params;          // FP32 master weights
-    float* working;         // what the layers read: the masters rounded to the recipe's base format
-    float* grads;
-    float* m;               // AdamW moments
-    float* v;
+    Shards shards;          // which of them this rank owns: with one rank, all
+    float* params;          // (own)        FP32 master weights
+    float* working;         // (num_params) what the layers read: the masters rounded to the
+                            //              recipe's base format
+    float* grads;           // (num_params) but under ZeRO-2 those of one block at a time
+    ParamSpec grad_specs[NUM_PARAMS];   // where they lie in grads
+    float* own_grads;       // (own)        summed over the ranks
+    float* m;               // (own)        AdamW moments
+    float* v;               // (own)
+    Weights weights;        // the quantized ones
     Activations acts;
     Linear linear;
     int B, T;               // most that acts can hold
@@ -82,7 +93,8 @@ static float* param(const GPT2* model, int p, int layer) {
 }
 
 static float* grad(const GPT2* model, int p, int layer) {
-    return model->grads + gpt2_param_offset(model->specs, p, layer);
+    const ParamSpec* specs = model->grad_specs;     // of all blocks, or of one for all
+    return model->grads + gpt2_param_offset(specs, p, layer % specs[p].layers);
 }
 
 static float* alloc_floats(size_t n, const char* what) {
@@ -91,9 +103,13 @@ static float* alloc_floats(size_t n, const char* what) {
 
 // What the layers read follows from the masters; called whenever those change.
 static void gpt2_refresh_working(GPT2* model) {
-    if (model->recipe.base == FORMAT_FP32) { return; }          // working is params
-    memcpy(model->working, model->params, model->num_params * sizeof(float));
-    round_to(model->recipe.base, model->working, model->num_params);
+    Range own = model->shards.own;
+    float* working = model->working + own.first;
+    if (model->recipe.base != FORMAT_FP32) {            // else the masters lie in working
+        memcpy(working, model->params, own.count * sizeof(float));
+        round_to(model->recipe.base, working, own.count);
+    }
+    weights_refresh(&model->weights, model->linear.a);
 }
 
 static void activations_alloc(Activations* a, const GPT2Config* config, size_t B, size_t T) {
@@ -124,23 +140,37 @@ static void activations_alloc(Activations* a, const GPT2Config* config, size_t B
     a->dbtc = alloc_floats(BTC, "dbtc");
 }
 
-static void gpt2_build(GPT2* model, GPT2Config config, Recipe recipe, int B, int T, uint64_t seed) {
+// Gradients: of everything at once; or, under ZeRO-2, of one block and what lies outside the
+// blocks, and apart from those the sums of what this rank owns.
+static void gradients_alloc(GPT2* model) {
+    GPT2Config config = model->config;
+    if (model->shards.level == 2) { config.L = 1; }
+    size_t n = gpt2_param_specs(model->grad_specs, &config);
+    model->grads = (float*)xcalloc(n * sizeof(float), "gradients");
+    model->own_grads = model->shards.level < 2 ? model->grads + model->shards.own.first
+                     : (float*)xcalloc(model->shards.own.count * sizeof(float), "gradients");
+}
+
+// `shards` tells which rank of how many this is, and is of the size of the model's parameters.
+static void gpt2_build(GPT2* model, GPT2Config config, Recipe recipe, int B, int T, uint64_t seed,
+                       const Shards* shards) {
     memset(model, 0, sizeof(*model));
     gemm_cpu_init();
+    gemm_cpu_ranks = shards->ranks->size;
     model->config = config;
     model->recipe = recipe;
     model->seed = seed;
     model->B = B;
     model->T = T;
+    model->shards = *shards;
     size_t n = model->num_params = gpt2_param_specs(model->specs, &config);
-    model->params = alloc_floats(n, "parameters");
-    model->working = recipe.base == FORMAT_FP32 ? model->params
-                                                : alloc_floats(n, "rounded parameters");
-    model->grads = (float*)xcalloc(n * sizeof(float), "gradients");
-    model->m = (float*)xcalloc(n * sizeof(float), "AdamW moments");
-    model->v = (float*)xcalloc(n * sizeof(float), "AdamW moments");
-    gpt2_init(model->params, model->specs, &config, seed);
-    gpt2_refresh_working(model);
+    Range own = shards->own;
+    model->working = (float*)xcalloc(n * sizeof(float), "parameters");
+    model->params = recipe.base == FORMAT_FP32 ? model->working + own.first
+                                               : alloc_floats(own.count, "master weights");
+    model->m = (float*)xcalloc(own.count * sizeof(float), "AdamW moments");
+    model->v = (float*)xcalloc(own.count * sizeof(float), "AdamW moments");
+    gradients_alloc(model);
 
     activations_alloc(&model->acts, &config, (size_t)B, (size_t)T);
     linear_alloc(&model->linear, (size_t)B * (size_t)T, (size_t)config.C);
@@ -148,6 +178,10 @@ static void gpt2_build(GPT2* model, GPT2Config config, Recipe recipe, int B, int
     model->linear.L = config.L;
     model->linear.seed = seed;
     model->linear.micro_steps = 1;
+    model->linear.ranks = shards->ranks;
+    weights_alloc(&model->weights, shards, &model->recipe, model->specs, config.L, model->working);
+    gpt2_init_part(model->params, own.first, own.count, model->specs, &config, seed);
+    gpt2_refresh_working(model);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -157,6 +191,7 @@ static void gpt2_build(GPT2* model, GPT2Config config, Recipe recipe, int B, int
 static const Linear* linear_at(GPT2* model, int layer, int linear) {
     model->linear.layer = layer;
     model->linear.linear = linear;
+    model->linear.weight = &model->weights.quantized[layer * NUM_LINEARS + linear];
     model->linear.step = model->micro_step;
     return &model->linear;
 }
@@ -218,6 +253,32 @@ static float gpt2_forward(GPT2* model, const int* inputs, const int* targets, in
     return (float)(loss / BT);
 }
 
+// Under ZeRO-2: the gradients of parameters first .. last of this block are complete. Each rank
+// gets the sum over all ranks of those it owns, and their place is free for the next block.
+static void gpt2_scatter_grads(GPT2* model, int first, int last, int layer) {
+    Range ranges[NUM_PARAMS];
+    size_t count = 0;
+    char what[64];
+    if (model->shards.level < 2) { return; }
+    for (int p = first; p <= last; p++) {
+        ranges[p - first].first = gpt2_param_offset(model->specs, p, layer);
+        ranges[p - first].count = model->specs[p].size;
+        count += model->specs[p].size;
+    }
+    float* packed = grad(model, first, layer);
+    snprintf(what, sizeof(what), "gradients from %s of block %d on", model->specs[first].name,
+             layer);
+    shards_add_sum(&model->shards, model->own_grads, packed, ranges, last - first + 1, what);
+    memset(packed, 0, count * sizeof(float));
+}
+
+// The other levels: all gradients, once an update.
+static void gpt2_sum_grads(GPT2* model) {
+    const Shards* s = &model->shards;
+    if (s->level == 0) { ranks_sum(s->ranks, model->grads, s->size, "gradients"); }
+    if (s->level == 1) { ranks_reduce_scatter(s->ranks, model->grads, s->begin, "gradients"); }
+}
+
 // Adds the gradients of the micro-batch that gpt2_forward has just seen to model->grads.
 static void gpt2_backward(GPT2* model, const int* inputs, int B, int T) {
     Activations* a = &model->acts;
@@ -236,6 +297,7 @@ static void gpt2_backward(GPT2* model, const int* inputs, int B, int T) {
                        a->blocks[L - 1].residual3, param(model, LNFW, 0), a->lnf_mean,
                        a->lnf_rstd, BT, C);
     round_to(base, dresidual, BTC);
+    gpt2_scatter_grads(model, LNFW, LNFB, 0);
 
     for (int l = L - 1; l >= 0; l--) {
         const BlockActivations* b = &a->blocks[l];
@@ -261,42 +323,55 @@ static void gpt2_backward(GPT2* model, const int* inputs, int B, int T) {
         layernorm_backward(dresidual, grad(model, LN1W, l), grad(model, LN1B, l), a->dbtc, residual,
                            param(model, LN1W, l), b->ln1_mean, b->ln1_rstd, BT, C);
         round_to(base, dresidual, BTC);
+        gpt2_scatter_grads(model, LN1W, FCPROJB, l);
     }
     encoder_backward(grad(model, WTE, 0), grad(model, WPE, 0), dresidual, inputs, B, T, C);
+    gpt2_scatter_grads(model, WTE, WPE, 0);
 }
 
 static void gpt2_zero_grad(GPT2* model) {
-    memset(model->grads, 0, model->num_params * sizeof(float));
+    if (model->shards.level < 2) {
+        memset(model->grads, 0, model->num_params * sizeof(float));
+    } else {
+        memset(model->own_grads, 0, model->shards.own.count * sizeof(float));
+    }
 }
 
 // Length of the gradient over all parameters. Sums of 65,536 squares each, then their sum in
-// double: the order does not depend on the number of threads.
+// double: the order does not depend on the number of threads. Each rank takes its part.
 static float gpt2_gradient_norm(const GPT2* model) {
-    size_t chunk = 65536, chunks = (model->num_params + chunk - 1) / chunk;
+    Range part = model->shards.part;
+    const float* grads = model->own_grads + (part.first - model->shards.own.first);
+    size_t chunk = 65536, chunks = (part.count + chunk - 1) / chunk;
     double* sums = (double*)xmalloc(chunks * sizeof(double), "gradient norm");
     #pragma omp parallel for
     for (size_t i = 0; i < chunks; i++) {
-        size_t left = model->num_params - i * chunk;
-        const float* g = model->grads + i * chunk;
+        size_t left = part.count - i * chunk;
+        const float* g = grads + i * chunk;
         sums[i] = (double)vector_dot(g, g, (int)(left < chunk ? left : chunk));
     }
     double total = 0.0;
     for (size_t i = 0; i < chunks; i++) { total += sums[i]; }
     free(sums);
+    ranks_sum_double(model->shards.ranks, &total, 1, "gradient norm");
     return (float)sqrt(total);
 }
 
 // One AdamW step, number `step` counted from 0. grad_scale multiplies the gradients (clipping).
 static void gpt2_update(GPT2* model, float learning_rate, float weight_decay, float grad_scale,
                         int step) {
+    Range own = model->shards.own;
     for (int p = 0; p < NUM_PARAMS; p++) {
         const ParamSpec* spec = &model->specs[p];
-        size_t begin = spec->offset, end = begin + spec->size * (size_t)spec->layers;
+        Range tensor = { spec->offset, spec->size * (size_t)spec->layers };
+        Range here = range_overlap(tensor, own);
+        size_t begin = here.first - own.first, end = begin + here.count;
         AdamW adamw = adamw_step(learning_rate, spec->decay ? weight_decay : 0.0f, grad_scale,
                                  step);
         #pragma omp parallel for
         for (size_t i = begin; i < end; i++) {
-            adamw_element(&model->params[i], &model->m[i], &model->v[i], model->grads[i], adamw);
+            adamw_element(&model->params[i], &model->m[i], &model->v[i], model->own_grads[i],
+                          adamw);
         }
     }
     gpt2_refresh_working(model);
@@ -309,6 +384,7 @@ static void gpt2_update(GPT2* model, float learning_rate, float weight_decay, fl
 // of the gradient before clipping goes to *norm.
 static float train_step(GPT2* model, TrainRun* run, int step, float learning_rate, float* norm) {
     const TrainConfig* c = &run->config;
+    int ranks = run->ranks.size;
     float loss = 0.0f;
     gpt2_zero_grad(model);
     for (int micro = 0; micro < run->micro_steps; micro++) {
@@ -316,30 +392,29 @@ static float train_step(GPT2* model, TrainRun* run, int step, float learning_rat
         model->micro_step = (uint32_t)step * (uint32_t)run->micro_steps + (uint32_t)micro;
         float share = 1.0f / (float)run->micro_steps;
         loss += share * gpt2_forward(model, run->inputs, run->targets, c->B, c->T,
-                                     share / (float)(c->B * c->T));
+                                     share / (float)(c->B * c->T * ranks));
         gpt2_backward(model, run->inputs, c->B, c->T);
     }
+    gpt2_sum_grads(model);
     *norm = gpt2_gradient_norm(model);
     float grad_scale = c->clip_norm > 0.0f && *norm > c->clip_norm ? c->clip_norm / *norm : 1.0f;
     gpt2_update(model, learning_rate, c->weight_decay, grad_scale, step);
-    return loss;
+    return (float)(run_sum(run, loss, "loss") / ranks);
 }
 
 // Mean loss over the first val_rows rows of the validation data, the same ones every time.
 static float estimate_loss(GPT2* model, TrainRun* run) {
     double sum = 0.0;
-    for (uint64_t row = 0; row < run->val_rows; row += (uint64_t)run->config.B) {
-        uint64_t left = run->val_rows - row;
-        int rows = left < (uint64_t)run->config.B ? (int)left : run->config.B;
-        dataloader_batch(&run->val, run->inputs, run->targets, row, rows);
-        sum += (double)rows * gpt2_forward(model, run->inputs, run->targets, rows,
-                                           run->config.T, 0.0f);
+    for (uint64_t row = 0; row < run->val_rows; row += run_batch_rows(run)) {
+        int rows = run_val_batch(run, row);             // may be 0, but all ranks go on together
+        float loss = gpt2_forward(model, run->inputs, run->targets, rows, run->config.T, 0.0f);
+        if (rows > 0) { sum += (double)rows * loss; }
     }
-    return (float)(sum / (double)run->val_rows);
+    return (float)(run_sum(run, sum, "validation loss") / (double)run->val_rows);
 }
 
 // Draws sample_tokens tokens, each from the model's distribution given those before it. The random
-// numbers are of their own, so sampling does not disturb training.
+// numbers are of their own, so sampling does not disturb training. All ranks do the same.
 static void generate(GPT2* model, TrainRun* run, int step) {
     int T = run->config.T, n = run->config.sample_tokens, V = model->config.V;
     int* tokens = run->inputs;          // (T)
@@ -365,8 +440,10 @@ int main(int argc, char** argv) {
     GPT2 model;
     run_parse(&run, argc, argv);
     run_open(&run, "train_gpt2_fp32", "CPU");
-    gpt2_build(&model, run.model, run.recipe, run.config.B, run.config.T, run.config.seed);
+    gpt2_build(&model, run.model, run.recipe, run.config.B, run.config.T, run.config.seed,
+               &run.shards);
     model.linear.micro_steps = (uint32_t)run.micro_steps;
+    model.linear.local_amax = run.local_amax;
     run_load(&run, model.params, model.m, model.v);
     gpt2_refresh_working(&model);
     run_start_log(&run, "train_gpt2_fp32", "CPU");

@@ -630,9 +630,6 @@ template <typename Real> static void train(TrainRun* run, const cudaDeviceProp* 
 
 // The GPU to train on, or an error that says what is wrong with what there is.
 static cudaDeviceProp device_open(void) {
-    const char* ranks = getenv("OMPI_COMM_WORLD_SIZE");     // mpirun tells the programs it starts
-    check(ranks == NULL || strcmp(ranks, "1") == 0,
-          "started %s times by mpirun, but this version trains on one GPU: mpirun -np 1", ranks);
     int count = 0;
     cudaError_t status = cudaGetDeviceCount(&count);
     check(status == cudaSuccess && count > 0, "no CUDA GPU to train on (%s); train_gpt2_fp32 does "
@@ -647,6 +644,9 @@ static cudaDeviceProp device_open(void) {
 
 #ifndef TESTING
 int main(int argc, char** argv) {
+    const char* ranks = getenv("OMPI_COMM_WORLD_SIZE");     // mpirun tells the programs it starts
+    check(ranks == NULL || strcmp(ranks, "1") == 0,
+          "started %s times by mpirun, but this version trains on one GPU: mpirun -np 1", ranks);
     // the flags come first: what is wrong with them can be said without a GPU
     TrainRun run;
     run_parse(&run, argc, argv);

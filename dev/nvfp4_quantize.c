@@ -103,7 +103,7 @@ int main(int argc, char** argv) {
     check(rows > 0 && cols > 0, "-r and -c, rows and columns of IN, are needed");
     int block_rows = choice("-block", block_word, "1x16", "16x16") ? 16 : 1;
     Nvfp4Rounding rounding = { choice("-round", round_word, "nearest", "stochastic"), seed,
-                               (uint32_t)tag, (uint32_t)step };
+                               (uint32_t)tag, (uint32_t)step, 0, 0 };
 
     Nvfp4Matrix m;
     m.rows = transpose ? cols : rows;

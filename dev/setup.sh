@@ -23,6 +23,12 @@ have_openblas() {
     return $status
 }
 
+# MPI: a program that uses it compiles and links.
+have_mpi() {
+    echo '#include <mpi.h>
+int main(void) { return MPI_Init(0, 0); }' | mpicc -x c - -o /dev/null 2>/dev/null
+}
+
 have_headers() { echo '#include <stdio.h>' | gcc -E - >/dev/null 2>&1; }
 have_gpu()  { nvidia-smi --query-gpu=name --format=csv,noheader >/dev/null 2>&1; }
 have_nvcc() { have nvcc || [ -x /usr/local/cuda/bin/nvcc ]; }
@@ -48,9 +54,8 @@ list_missing() {
     need libopenblas-openmp-dev have_openblas   "OpenBLAS: fast matrix products on the CPU"
     need python3                "have python3"  "runs the scripts that turn text into tokens (data/)"
     need gnuplot-nox            "have gnuplot"  "draws the loss plot"
-    if have_nvcc; then
-        need openmpi-bin        "have mpirun"   "starts the GPU program, one process for each GPU"
-    fi
+    need libopenmpi-dev         have_mpi        "MPI: programs that run as several processes"
+    need openmpi-bin            "have mpirun"   "starts them"
 }
 
 list_missing

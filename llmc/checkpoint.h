@@ -17,6 +17,9 @@ The state is written after the model, and each file gets its name when it is com
 exists if its state file does. Neither the data's order nor any random generator has a position to
 store; both are functions of the step.
 
+The files do not depend on the number of ranks. Rank 0 writes them, piece by piece as it gets the
+parts of the others; when a run resumes, every rank reads them and keeps its part.
+
 C11 that also compiles as C++17.
 */
 #ifndef LLMC_CHECKPOINT_H
@@ -26,6 +29,7 @@ C11 that also compiles as C++17.
 #include <dirent.h>
 #include "flags.h"
 #include "gpt2.h"
+#include "shards.h"
 
 #define CHECKPOINT_HEADER_BYTES 1024
 #define MODEL_MAGIC 20240326
@@ -44,6 +48,9 @@ typedef struct {
     uint64_t num_parameters, model_checksum;
     int32_t zeros[248];
 } StateHeader;
+
+// Parameters that pass through memory at a time, a multiple of 16; tests make it small.
+static size_t checkpoint_piece = (size_t)1 << 20;
 
 static_assert(sizeof(ModelHeader) == CHECKPOINT_HEADER_BYTES, "256 int32");
 static_assert(sizeof(StateHeader) == CHECKPOINT_HEADER_BYTES, "256 int32");
@@ -154,10 +161,30 @@ static inline void settings_compare(const char* saved, const char* present, cons
 // ---------------------------------------------------------------------------------------------
 // Writing
 
+// Writes, and continues the checksum. Where there is no file, on every rank but 0, does nothing.
 static inline uint64_t write_hashed(const void* from, size_t bytes, FILE* file, const char* path,
                                     uint64_t hash) {
+    if (file == NULL) { return 0; }
     file_write(from, bytes, file, path);
     return fnv1a(from, bytes, hash);
+}
+
+// The same of a vector of which each rank has a part; all ranks call it. With shards NULL this
+// process has all n.
+static inline uint64_t write_vector(const float* own, size_t n, const Shards* shards, FILE* file,
+                                    const char* path, uint64_t hash) {
+    if (shards == NULL || shards->level == 0) {
+        return write_hashed(own, n * sizeof(float), file, path, hash);
+    }
+    float* piece = (float*)xmalloc(checkpoint_piece * sizeof(float), "a piece of a checkpoint");
+    Range range;
+    for (range.first = 0; range.first < n; range.first += range.count) {
+        range.count = n - range.first < checkpoint_piece ? n - range.first : checkpoint_piece;
+        shards_collect(shards, piece, own, range, "checkpoint");
+        hash = write_hashed(piece, range.count * sizeof(float), file, path, hash);
+    }
+    free(piece);
+    return hash;
 }
 
 static inline ModelHeader model_header(const GPT2Config* config) {
@@ -174,21 +201,22 @@ static inline ModelHeader model_header(const GPT2Config* config) {
     return header;
 }
 
-// params, m, v (num_parameters) each, in the order of gpt2.h. The directory exists.
+// params, m, v (num_parameters, or what this rank owns of them), in the order of gpt2.h. All ranks
+// call it; shards is NULL where there is one. The directory exists.
 static inline void checkpoint_save(const char* directory, int step, const GPT2Config* config,
                                    const float* params, const float* m, const float* v,
-                                   const char* settings) {
+                                   const Shards* shards, const char* settings) {
     ParamSpec specs[NUM_PARAMS];
     size_t num_parameters = gpt2_param_specs(specs, config);
-    size_t bytes = num_parameters * sizeof(float);
+    int writes = shards == NULL || shards->ranks->rank == 0;
     char path[PATH_BYTES];
 
     ModelHeader model = model_header(config);
     checkpoint_path(path, directory, "model", step);
-    FILE* file = file_create(path);
+    FILE* file = writes ? file_create(path) : NULL;
     uint64_t hash = write_hashed(&model, sizeof(model), file, path, FNV1A_START);
-    hash = write_hashed(params, bytes, file, path, hash);
-    file_commit(file, path);
+    hash = write_vector(params, num_parameters, shards, file, path, hash);
+    if (writes) { file_commit(file, path); }
 
     StateHeader state;
     memset(&state, 0, sizeof(state));
@@ -199,13 +227,13 @@ static inline void checkpoint_save(const char* directory, int step, const GPT2Co
     state.num_parameters = num_parameters;
     state.model_checksum = hash;
     checkpoint_path(path, directory, "state", step);
-    file = file_create(path);
+    file = writes ? file_create(path) : NULL;
     hash = write_hashed(&state, sizeof(state), file, path, FNV1A_START);
     hash = write_hashed(settings, strlen(settings), file, path, hash);
-    hash = write_hashed(m, bytes, file, path, hash);
-    hash = write_hashed(v, bytes, file, path, hash);
-    file_write(&hash, sizeof(hash), file, path);
-    file_commit(file, path);
+    hash = write_vector(m, num_parameters, shards, file, path, hash);
+    hash = write_vector(v, num_parameters, shards, file, path, hash);
+    write_hashed(&hash, sizeof(hash), file, path, hash);
+    if (writes) { file_commit(file, path); }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -248,39 +276,54 @@ static inline GPT2Config checkpoint_read_config(const char* path) {
     return config;
 }
 
-// params (num_parameters) from a model file, BF16 widened to FP32.
-static inline void checkpoint_load_model(float* params, const char* path) {
-    ModelHeader header;
-    GPT2Config config;
-    ParamSpec specs[NUM_PARAMS];
-    FILE* file = model_open(path, &header, &config);
-    size_t num_parameters = gpt2_param_specs(specs, &config);
-    if (header.version == MODEL_FP32) {
-        file_read(params, num_parameters * sizeof(float), file, path);
-    } else {
-        uint16_t half[4096];
-        for (size_t i = 0; i < num_parameters; i += 4096) {
-            size_t n = num_parameters - i < 4096 ? num_parameters - i : 4096;
-            file_read(half, n * sizeof(uint16_t), file, path);
-            for (size_t j = 0; j < n; j++) { params[i + j] = bf16_to_float(half[j]); }
-        }
-    }
-    fclose(file);
-}
-
-// ---------------------------------------------------------------------------------------------
-// Resuming
-
 static inline uint64_t read_hashed(void* to, size_t bytes, FILE* file, const char* path,
                                    uint64_t hash) {
     file_read(to, bytes, file, path);
     return fnv1a(to, bytes, hash);
 }
 
-// m, v (num_parameters) each from the state file. Returns the checksum that the model file must
-// have.
+// The elements `own` of a vector of n in a file, which has them in FP32 or (half) in BF16.
+// Continues the checksum with all n.
+static inline uint64_t read_vector(float* values /* (own.count) */, size_t n, Range own, int half,
+                                   FILE* file, const char* path, uint64_t hash) {
+    float* piece = (float*)xmalloc(checkpoint_piece * sizeof(float), "a piece of a checkpoint");
+    Range range;
+    for (range.first = 0; range.first < n; range.first += range.count) {
+        range.count = n - range.first < checkpoint_piece ? n - range.first : checkpoint_piece;
+        Range here = range_overlap(range, own);
+        float* to = values + (here.first - own.first);
+        size_t skip = here.first - range.first;
+        hash = read_hashed(piece, range.count * (half ? sizeof(uint16_t) : sizeof(float)), file,
+                           path, hash);
+        for (size_t i = 0; i < here.count; i++) {
+            to[i] = half ? bf16_to_float(((const uint16_t*)piece)[skip + i]) : piece[skip + i];
+        }
+    }
+    free(piece);
+    return hash;
+}
+
+// The elements `own` of the parameters from a model file, BF16 widened to FP32. Returns a checksum
+// of all of them.
+static inline uint64_t checkpoint_load_model(float* params, const char* path, Range own) {
+    ModelHeader header;
+    GPT2Config config;
+    ParamSpec specs[NUM_PARAMS];
+    FILE* file = model_open(path, &header, &config);
+    uint64_t hash = read_vector(params, gpt2_param_specs(specs, &config), own,
+                                header.version == MODEL_BF16, file, path, FNV1A_START);
+    fclose(file);
+    return hash;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Resuming
+
+// m, v (own) of num_parameters each, from the state file. Returns the checksum that the model file
+// must have.
 static inline uint64_t checkpoint_load_state(const char* directory, int step, size_t num_parameters,
-                                             float* m, float* v, const char* settings) {
+                                             float* m, float* v, Range own,
+                                             const char* settings) {
     char path[PATH_BYTES];
     checkpoint_path(path, directory, "state", step);
     FILE* file = file_open(path, "-o names the directory of the run to resume");
@@ -292,7 +335,6 @@ static inline uint64_t checkpoint_load_state(const char* directory, int step, si
                      && state.step == step, directory, step,
                      "its state file has a wrong magic, version or step");
     size_t settings_bytes = (uint32_t)state.settings_bytes;
-    size_t bytes = num_parameters * sizeof(float);
     uint64_t expected = sizeof(state) + settings_bytes + 2 * sizeof(float) * state.num_parameters
                       + sizeof(hash);
     checkpoint_check(size == expected, directory, step, "its state file has a wrong size");
@@ -303,8 +345,8 @@ static inline uint64_t checkpoint_load_state(const char* directory, int step, si
     free(saved);
     check(state.num_parameters == num_parameters, "%s has %" PRIu64 " parameters, the model of "
           "this run %zu", path, state.num_parameters, num_parameters);
-    hash = read_hashed(m, bytes, file, path, hash);
-    hash = read_hashed(v, bytes, file, path, hash);
+    hash = read_vector(m, num_parameters, own, 0, file, path, hash);
+    hash = read_vector(v, num_parameters, own, 0, file, path, hash);
     uint64_t stored;
     file_read(&stored, sizeof(stored), file, path);
     fclose(file);
@@ -312,14 +354,17 @@ static inline uint64_t checkpoint_load_state(const char* directory, int step, si
     return state.model_checksum;
 }
 
-// Fills params, m, v (num_parameters) each with the checkpoint of `step`, after checking that it
-// belongs to a run with these settings. Each byte of both files is covered by a checksum.
-static inline void checkpoint_load(const char* directory, int step, const GPT2Config* config,
-                                   float* params, float* m, float* v, const char* settings) {
+// Fills params, m, v with the elements `own` of the checkpoint of `step`, after checking that it
+// belongs to a run with these settings. Each byte of both files is covered by a checksum; returns
+// that of the model.
+static inline uint64_t checkpoint_load(const char* directory, int step, const GPT2Config* config,
+                                   float* params, float* m, float* v, Range own,
+                                   const char* settings) {
     ParamSpec specs[NUM_PARAMS];
     size_t num_parameters = gpt2_param_specs(specs, config);
     size_t bytes = num_parameters * sizeof(float);
-    uint64_t checksum = checkpoint_load_state(directory, step, num_parameters, m, v, settings);
+    uint64_t checksum = checkpoint_load_state(directory, step, num_parameters, m, v, own,
+                                              settings);
 
     char path[PATH_BYTES];
     checkpoint_path(path, directory, "model", step);
@@ -329,11 +374,12 @@ static inline void checkpoint_load(const char* directory, int step, const GPT2Co
                      "its model file has a wrong size");
     ModelHeader header, expected = model_header(config);
     uint64_t hash = read_hashed(&header, sizeof(header), file, path, FNV1A_START);
-    hash = read_hashed(params, bytes, file, path, hash);
+    hash = read_vector(params, num_parameters, own, 0, file, path, hash);
     fclose(file);
     checkpoint_check(hash == checksum, directory, step, "the checksum of its model file is wrong");
     check(memcmp(&header, &expected, sizeof(header)) == 0, "%s is not of the shape of this run's "
           "model", path);
+    return checksum;
 }
 
 #endif

@@ -52,6 +52,17 @@ static inline int flag_print_value(FILE* to, const Flag* flag) {
     }
 }
 
+// The same as a string, which the caller frees.
+static inline char* flag_text(const Flag* flag) {
+    char* text = NULL;
+    size_t bytes = 0;
+    FILE* memory = open_memstream(&text, &bytes);
+    check(memory != NULL, "out of memory: the value of %s", flag->name);
+    flag_print_value(memory, flag);
+    check(fclose(memory) == 0, "out of memory: the value of %s", flag->name);
+    return text;
+}
+
 static inline void flag_set(const Flag* flag, const char* text) {
     char* end = NULL;
     double number = 0.0;

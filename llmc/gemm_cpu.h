@@ -28,14 +28,20 @@ static inline void gemm_cpu_init(void) {
 #endif
 static int gemm_cpu_terms = GEMM_CPU_TERMS;
 
+// Among how many ranks the rows of D are divided. Tiles are chosen by the shape that all ranks have
+// together: BLAS sums in an order that depends on an element's place in its tile, and so each row
+// is computed alike whatever the number of ranks, as long as a rank's rows are whole tiles (128
+// rows are, for small products also 64 or 32).
+static int gemm_cpu_ranks = 1;
+
 // D (M,N) = alpha * op(A) @ op(B) + beta * D, all row-major and without gaps. op transposes: A is
 // stored as (K,M) if transpose_a, B as (N,K) if transpose_b.
 static inline void gemm_cpu(float* D, const float* A, const float* B, int M, int N, int K,
                             int transpose_a, int transpose_b, float alpha, float beta) {
     // Large tiles, since each one packs its operands anew; a small result is cut finer, so that
     // there is work for every thread.
-    int tile_m = 128, tile_n = 512;
-    while (tile_m > 32 && ((M + tile_m - 1) / tile_m) * ((N + tile_n - 1) / tile_n) < 16) {
+    int tile_m = 128, tile_n = 512, all_M = M * gemm_cpu_ranks;
+    while (tile_m > 32 && ((all_M + tile_m - 1) / tile_m) * ((N + tile_n - 1) / tile_n) < 16) {
         if (tile_n > tile_m) { tile_n /= 2; } else { tile_m /= 2; }
     }
     int tiles_m = (M + tile_m - 1) / tile_m, tiles_n = (N + tile_n - 1) / tile_n;

@@ -172,22 +172,34 @@ static inline size_t gpt2_param_offset(const ParamSpec* specs, int param, int la
     return specs[param].offset + specs[param].size * (size_t)layer;
 }
 
-// Draws the initial parameters. Every element has its own random number, so the result does not
-// depend on threads, and any rank may draw any part. The padded rows of wte are zero and stay zero:
-// their logits take no part in the loss, so their gradient is zero.
-static inline void gpt2_init(float* params, const ParamSpec* specs, const GPT2Config* config,
-                             uint64_t seed) {
+// Draws the initial values of the parameters first .. first+count-1. Every element has its own
+// random number, so the result does not depend on threads, and any rank may draw any part. The
+// padded rows of wte are zero and stay zero: their logits take no part in the loss, so their
+// gradient is zero.
+static inline void gpt2_init_part(float* values /* (count) */, size_t first, size_t count,
+                                  const ParamSpec* specs, const GPT2Config* config,
+                                  uint64_t seed) {
     for (int p = 0; p < NUM_PARAMS; p++) {
-        size_t count = specs[p].size * (size_t)specs[p].layers;
-        size_t drawn = p == WTE ? (size_t)config->V * (size_t)config->C : count;
-        float* values = params + specs[p].offset;
+        size_t begin = specs[p].offset, end = begin + specs[p].size * (size_t)specs[p].layers;
+        size_t drawn = p == WTE ? (size_t)config->V * (size_t)config->C : end - begin;
+        size_t from = begin > first ? begin : first, to = end < first + count ? end : first + count;
         #pragma omp parallel for
-        for (size_t i = 0; i < count; i++) {
-            if (i >= drawn) { values[i] = 0.0f; }
-            else if (specs[p].init == 0.0f) { values[i] = specs[p].constant; }
-            else { values[i] = specs[p].init * random_normal(seed, (uint32_t)p, i); }
+        for (size_t at = from; at < to; at++) {
+            size_t i = at - begin;
+            float* value = &values[at - first];
+            if (i >= drawn) { *value = 0.0f; }
+            else if (specs[p].init == 0.0f) { *value = specs[p].constant; }
+            else { *value = specs[p].init * random_normal(seed, (uint32_t)p, i); }
         }
     }
+}
+
+// All of them.
+static inline void gpt2_init(float* params, const ParamSpec* specs, const GPT2Config* config,
+                             uint64_t seed) {
+    const ParamSpec* last = &specs[NUM_PARAMS - 1];
+    gpt2_init_part(params, 0, last->offset + last->size * (size_t)last->layers, specs, config,
+                   seed);
 }
 
 #endif

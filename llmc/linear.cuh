@@ -123,6 +123,7 @@ static inline Nvfp4Matrix linear_operand_alloc(int rows, int cols, const char* f
 
 static inline Nvfp4Rounding linear_rounding(const Linear* l, int operand) {
     Nvfp4Rounding rounding;
+    memset(&rounding, 0, sizeof(rounding));             // one GPU holds every matrix whole
     rounding.stochastic = l->recipe->stochastic
                           && (operand == OPERAND_DY || operand == OPERAND_DYT);
     rounding.seed = l->seed;

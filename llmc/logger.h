@@ -4,6 +4,7 @@ The log of a run: DIR/log.jsonl, one JSON object a line.
     {"run":{"flags":{"-b":4,...},"program":"train_gpt2_fp32",...}}      at the start and each resume
     {"step":0,"loss":5.54,"norm":2.1,"lr":0.0006,"ms":85.1,"tok_s":12034}
     {"step":20,"val_loss":3.92}
+    {"wire":{"amax":96,"gradients":1048576,...}}    bytes that all ranks send in an update
 
 Every line is on its way to the disk before the next step begins. C11 that also compiles as C++17.
 */
@@ -28,6 +29,7 @@ typedef struct {
     uint64_t train_identity, val_identity;      // of the data (DataLoader.identity); 0: none
     size_t num_parameters;
     int first_step, num_steps;
+    int ranks;
 } RunInfo;
 
 // ---------------------------------------------------------------------------------------------
@@ -113,8 +115,9 @@ static inline void logger_run(Logger* logger, const Flag* flags, int count, cons
     // as text: a 64-bit number is more than JSON readers keep exactly
     fprintf(logger->file, ",\"train_data\":\"%016" PRIx64 "\",\"val_data\":\"%016" PRIx64 "\"",
             info->train_identity, info->val_identity);
-    fprintf(logger->file, ",\"num_parameters\":%zu,\"first_step\":%d,\"num_steps\":%d}}",
-            info->num_parameters, info->first_step, info->num_steps);
+    fprintf(logger->file, ",\"ranks\":%d,\"num_parameters\":%zu,\"first_step\":%d,"
+            "\"num_steps\":%d}}", info->ranks, info->num_parameters, info->first_step,
+            info->num_steps);
     logger_end_line(logger);
 }
 
@@ -129,6 +132,16 @@ static inline void logger_step(Logger* logger, int step, float loss, float norm,
     logger_number(logger, "ms", milliseconds, 6);
     logger_number(logger, "tok_s", tokens_per_second, 6);
     fputc('}', logger->file);
+    logger_end_line(logger);
+}
+
+// bytes (n), by kind of what was sent
+static inline void logger_wire(Logger* logger, const char** names, const double* bytes, int n) {
+    if (logger->file == NULL) { return; }
+    for (int i = 0; i < n; i++) {
+        fprintf(logger->file, "%s\"%s\":%.0f", i == 0 ? "{\"wire\":{" : ",", names[i], bytes[i]);
+    }
+    fprintf(logger->file, "}}");
     logger_end_line(logger);
 }
 

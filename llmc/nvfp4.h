@@ -198,7 +198,17 @@ typedef struct {
     int stochastic;             // 0: to nearest, and the rest is not read
     uint64_t seed;
     uint32_t tag, step;
+    // Where the matrix stands if it is a part of a larger one, of which other ranks hold the rest.
+    uint32_t row_blocks;        // blocks in a row of the larger one; 0: the matrix is whole
+    uint64_t first_block;       // number in the larger one of the block that is the first here
 } Nvfp4Rounding;
+
+// The number of block `block` of row `row`, counted along the rows of the whole matrix.
+HOST_DEVICE static inline uint64_t nvfp4_random_block(Nvfp4Rounding rounding, uint64_t row,
+                                                      uint64_t block, uint64_t cols) {
+    uint64_t across = rounding.row_blocks > 0 ? rounding.row_blocks : cols / NVFP4_BLOCK;
+    return rounding.first_block + row * across + block;
+}
 
 // The 16 random bytes of one block of 16: byte j % 4 (from the low end) of word j / 4 belongs to
 // element j. `block` counts along the rows of the whole matrix: row * (cols / 16) + column / 16. So
@@ -248,27 +258,28 @@ static inline uint32_t nvfp4_amax_bits(const float* x, size_t n) {
     return amax;
 }
 
-// Quantizes x (rows, cols), BF16 values in row-major order, with one scale per block_rows x 16
-// elements: block_rows is 1, or 16 for weights. A 16x16 tile's scale byte is written for each of
-// its rows, so that readers need not know which it was.
-//
-// The weight is quantized in 16x16 tiles, not in 1x16 rows: forward uses W, backward uses W^T, and
-// with square tiles both see the same numbers. With rows, backward would differentiate a slightly
-// different network from the one that ran forward.
-//
-// Returns 0; or -1 if an element is Inf or NaN, and then only *out->amax, not finite
-// either, is set.
-static inline int nvfp4_quantize(Nvfp4Matrix* out, const float* x, int block_rows,
-                                 Nvfp4Rounding rounding) {
-    size_t rows = (size_t)out->rows, cols = (size_t)out->cols, blocks = cols / NVFP4_BLOCK;
+// The same of a matrix x (rows, cols), with all threads.
+static inline uint32_t nvfp4_matrix_amax_bits(const float* x, size_t rows, size_t cols) {
     uint32_t amax = 0;
     #pragma omp parallel for reduction(max : amax)
     for (size_t row = 0; row < rows; row++) {
         uint32_t row_amax = nvfp4_amax_bits(x + row * cols, cols);
         amax = row_amax > amax ? row_amax : amax;
     }
-    *out->amax = bits_float(amax);
-    if (amax >= FLOAT_INFINITY_BITS) { return -1; }
+    return amax;
+}
+
+// Quantizes x (rows, cols), BF16 values in row-major order, with one scale per block_rows x 16
+// elements: block_rows is 1, or 16 for weights. A 16x16 tile's scale byte is written for each of
+// its rows, so that readers need not know which it was. *out->amax is set: that of x or, if x is a
+// part of a larger matrix, of the whole. It is finite.
+//
+// The weight is quantized in 16x16 tiles, not in 1x16 rows: forward uses W, backward uses W^T, and
+// with square tiles both see the same numbers. With rows, backward would differentiate a slightly
+// different network from the one that ran forward.
+static inline void nvfp4_quantize_scaled(Nvfp4Matrix* out, const float* x, int block_rows,
+                                         Nvfp4Rounding rounding) {
+    size_t rows = (size_t)out->rows, cols = (size_t)out->cols, blocks = cols / NVFP4_BLOCK;
     Nvfp4TensorScale tensor = nvfp4_tensor_scale(*out->amax);
     memset(out->block_scales, 0, nvfp4_scales_size(rows, cols));
 
@@ -286,10 +297,21 @@ static inline int nvfp4_quantize(Nvfp4Matrix* out, const float* x, int block_row
                 out->block_scales[nvfp4_scale_offset(row, block, cols)] = block_scale;
                 size_t index = row * blocks + block;
                 nvfp4_quantize_block(out->codes + index * (NVFP4_BLOCK / 2),
-                                     x + index * NVFP4_BLOCK, block_inverse, rounding, index);
+                                     x + index * NVFP4_BLOCK, block_inverse, rounding,
+                                     nvfp4_random_block(rounding, row, block, cols));
             }
         }
     }
+}
+
+// The same of a whole matrix, amax included. Returns 0; or -1 if an element is Inf or NaN, and then
+// only *out->amax, not finite either, is set.
+static inline int nvfp4_quantize(Nvfp4Matrix* out, const float* x, int block_rows,
+                                 Nvfp4Rounding rounding) {
+    uint32_t amax = nvfp4_matrix_amax_bits(x, (size_t)out->rows, (size_t)out->cols);
+    *out->amax = bits_float(amax);
+    if (amax >= FLOAT_INFINITY_BITS) { return -1; }
+    nvfp4_quantize_scaled(out, x, block_rows, rounding);
     return 0;
 }
 

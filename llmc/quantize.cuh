@@ -169,9 +169,10 @@ __device__ static inline void quantize_store(Nvfp4Matrix out, size_t row, size_t
     uint8_t block_scale = nvfp4_block_scale(amax, tensor);
     float block_inverse = nvfp4_block_inverse(block_scale, tensor);
     uint8_t codes[8];
+    uint64_t drawn = nvfp4_random_block(rounding, row, block, (size_t)out.cols);
     if (!MAY_USE_INSTRUCTION || !quantize_block_by_instruction(codes, x, block_inverse, rounding,
-                                                               index, conversion)) {
-        nvfp4_quantize_block(codes, x, block_inverse, rounding, index);
+                                                               drawn, conversion)) {
+        nvfp4_quantize_block(codes, x, block_inverse, rounding, drawn);
     }
     uint2 words;
     memcpy(&words, codes, sizeof(words));

@@ -9,9 +9,10 @@ C11 that also compiles as C++17.
 
 #include <assert.h>
 #include "flags.h"
+#include "multi_rank.h"
 #include "schedule.h"
 
-#define TRAIN_NUM_FLAGS 26
+#define TRAIN_NUM_FLAGS 30
 
 typedef struct {
     // data
@@ -44,6 +45,11 @@ typedef struct {
     int keep_multiples;         // checkpoints of steps that are multiples of this stay; 0: none
     int resume;
     int progress;               // line with percentage and time left; -1: only on a terminal
+    // many ranks; multi_rank.h and shards.h explain
+    int zero;                   // what a rank holds: 0 everything, 1, 2 its part
+    const char* amax;           // of an operand: "global", of all ranks' rows, or "local"
+    float timeout;              // seconds until a silent rank is given up
+    const char* address;        // where ranks on several hosts meet
 } TrainConfig;
 
 static inline TrainConfig train_config_defaults(void) {
@@ -74,6 +80,10 @@ static inline TrainConfig train_config_defaults(void) {
     c.keep_multiples = 0;
     c.resume = 0;
     c.progress = -1;
+    c.zero = 0;
+    c.amax = "global";
+    c.timeout = RANKS_TIMEOUT;
+    c.address = "";
     return c;
 }
 
@@ -88,9 +98,9 @@ static inline void train_config_flags(TrainConfig* c, Flag* flags /* (TRAIN_NUM_
         { "-e",    's', &c->model,            0, 0,     1, "model: d12, d12,vocab=257, or a file" },
         { "-p",    's', &c->recipe,           0, 0,     1, "fp32, bf16, nvfp4, or nvfp4,tail=2" },
         { "-g",    's', &c->gemm_path,        0, 0,     1, "the GPU's FP4 GEMM: auto, emulated, fp4" },
-        { "-b",    'i', &c->B,                1, many,  1, "micro-batch size B, in rows" },
+        { "-b",    'i', &c->B,                1, many,  1, "rows of a micro-batch, on each rank" },
         { "-t",    'i', &c->T,                1, many,  1, "sequence length T, in tokens" },
-        { "-d",    'l', &c->total_batch,      0, many,  1, "tokens of one update (0: B*T)" },
+        { "-d",    'l', &c->total_batch,      0, many,  1, "tokens of one update (0: B*T*ranks)" },
         { "-x",    'i', &c->num_steps,       -1, many,  1, "steps (-1: one epoch)" },
         { "-k",    's', &c->schedule,         0, 0,     1, "cosine, linear, constant or wsd" },
         { "-l",    'f', &c->learning_rate,    0, 1e3,   1, "peak learning rate" },
@@ -109,23 +119,32 @@ static inline void train_config_flags(TrainConfig* c, Flag* flags /* (TRAIN_NUM_
         { "-nm",   'i', &c->keep_multiples,   0, many,  0, "always keep multiples of N (0: off)" },
         { "-y",    'i', &c->resume,           0, 1,     0, "1: resume from the newest in -o" },
         { "-pr",   'i', &c->progress,        -1, 1,     0, "progress line: 0, 1, -1: if terminal" },
+        { "-z",    'i', &c->zero,             0, 2,     0, "ZeRO level: what a rank holds" },
+        { "-amax", 's', &c->amax,             0, 0,     1, "amax over the ranks: global or local" },
+        { "-rt",   'f', &c->timeout,          0, 1e6,   0, "seconds until a silent rank is lost" },
+        { "-ra",   's', &c->address,          0, 0,     0, "where ranks meet: HOST:PORT or /FILE" },
     };
     static_assert(sizeof(rows) == TRAIN_NUM_FLAGS * sizeof(Flag), "TRAIN_NUM_FLAGS");
     memcpy(flags, rows, sizeof(rows));
 }
 
-// Micro-batches whose gradients are summed for one update.
-static inline int train_config_micro_steps(const TrainConfig* c) {
-    return c->total_batch == 0 ? 1 : (int)(c->total_batch / ((int64_t)c->B * c->T));
+// Micro-batches whose gradients are summed for one update; all ranks together make one of them.
+static inline int train_config_micro_steps(const TrainConfig* c, int ranks) {
+    return c->total_batch == 0 ? 1 : (int)(c->total_batch / ((int64_t)c->B * c->T * ranks));
 }
 
 // Each value is in its range already; here are the ones that contradict each other.
-static inline void train_config_check(const TrainConfig* c) {
-    int64_t micro_batch = (int64_t)c->B * c->T;
+static inline void train_config_check(const TrainConfig* c, int ranks) {
+    int64_t micro_batch = (int64_t)c->B * c->T * ranks;
     check(micro_batch <= INT_MAX, "-b %d times -t %d is more than 2^31 tokens", c->B, c->T);
-    check(c->total_batch % micro_batch == 0,
+    check(ranks > 1 || c->total_batch % micro_batch == 0,
           "-d %" PRId64 " is not a multiple of -b %d times -t %d, %" PRId64, c->total_batch, c->B,
           c->T, micro_batch);
+    check(c->total_batch % micro_batch == 0,
+          "-d %" PRId64 " is not a multiple of -b %d times -t %d times %d ranks, %" PRId64,
+          c->total_batch, c->B, c->T, ranks, micro_batch);
+    check(strcmp(c->amax, "global") == 0 || strcmp(c->amax, "local") == 0,
+          "-amax %s: there are global and local", c->amax);
     schedule_check(c->schedule);
     check(c->num_steps < 0 || c->warmup_steps <= c->num_steps,
           "-u %d warmup steps are more than the run's -x %d", c->warmup_steps, c->num_steps);

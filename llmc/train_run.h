@@ -1,5 +1,6 @@
 /*
 A training run without its model: what train_gpt2_fp32.c and train_gpt2_nvfp4.cu have in common.
+Every rank has one; only rank 0 prints and writes files.
 
 run_parse reads the flags, run_open opens the data and says what is going to happen; the
 programs' main loops then ask it when to validate, sample and save, and tell it what came out,
@@ -18,6 +19,7 @@ C11 that also compiles as C++17.
 #include "logger.h"
 #include "recipe.h"
 #include "sampler.h"
+#include "shards.h"
 #include "tokenizer.h"
 #include "train_config.h"
 
@@ -30,10 +32,13 @@ typedef struct {
     Flag flags[TRAIN_NUM_FLAGS];
     GPT2Config model;
     Recipe recipe;
+    Ranks ranks;
+    Shards shards;              // of the model's parameters
+    int local_amax;             // -amax local
     DataLoader train, val;      // val is open only if the run validates
     int* inputs;                // (B,T) the micro-batch at hand
     int* targets;               // (B,T)
-    int micro_steps;            // micro-batches that make one update
+    int micro_steps;            // micro-batches, of all ranks together, that make one update
     int num_steps;              // updates in the whole run
     int checkpoint;             // step of the checkpoint that a resumed run goes on from; -1: none
     int start_step;             // that step, or 0
@@ -43,18 +48,39 @@ typedef struct {
     int progress;               // overwrite one line instead of printing many
     double last_line;           // when the terminal last got one; 0: another text came in between
     double train_seconds;       // spent in updates since start_step
+    uint64_t sent_before[NUM_RANKS_KINDS];  // bytes that this rank had sent before the first update
     float val_loss;             // the latest; NaN before the first
 } TrainRun;
 
+// Rows of a micro-batch of all ranks.
+static inline uint64_t run_batch_rows(const TrainRun* run) {
+    return (uint64_t)run->config.B * (uint64_t)run->ranks.size;
+}
+
 static inline uint64_t run_tokens_per_step(const TrainRun* run) {
-    return (uint64_t)run->config.B * (uint64_t)run->config.T * (uint64_t)run->micro_steps;
+    return run_batch_rows(run) * (uint64_t)run->config.T * (uint64_t)run->micro_steps;
+}
+
+// The sum of the ranks' x, on every rank.
+static inline double run_sum(TrainRun* run, double x, const char* what) {
+    ranks_sum_double(&run->ranks, &x, 1, what);
+    return x;
+}
+
+__attribute__((format(printf, 2, 3)))
+static inline void run_print_line(const TrainRun* run, const char* format, ...) {
+    va_list values;
+    if (run->ranks.rank > 0) { return; }
+    va_start(values, format);
+    vprintf(format, values);
+    va_end(values);
 }
 
 static inline void run_print(const TrainRun* run, const char* program, const char* device) {
     const TrainConfig* c = &run->config;
     const GPT2Config* m = &run->model;
-    ParamSpec specs[NUM_PARAMS];
-    size_t params = gpt2_param_specs(specs, m);
+    size_t params = run->shards.size;
+    if (run->ranks.rank > 0) { return; }
     printf("%s, commit %s, on %s\n", program, GIT_COMMIT, device);
     printf("model             %d layers, %d channels, %d heads, vocabulary %d (padded %d), "
            "context %d: %zu parameters\n", m->L, m->C, m->NH, m->V, m->Vp, m->max_T, params);
@@ -62,9 +88,15 @@ static inline void run_print(const TrainRun* run, const char* program, const cha
     printf("data              %s: %d shard%s, %" PRIu64 " tokens, identity %016" PRIx64 "\n",
            c->train_data, run->train.num_shards, run->train.num_shards == 1 ? "" : "s",
            run->train.num_tokens, run->train.identity);
-    printf("batch             %d x %d tokens x %d micro-step%s = %" PRIu64 " tokens an update\n",
-           c->B, c->T, run->micro_steps, run->micro_steps == 1 ? "" : "s",
-           run_tokens_per_step(run));
+    if (run->ranks.size > 1) {
+        printf("ranks             %d, ZeRO level %d: a rank holds the masters of %zu parameters; "
+               "amax %s\n", run->ranks.size, c->zero, run->shards.own.count, c->amax);
+        printf("batch             %d ranks x ", run->ranks.size);
+    } else {
+        printf("batch             ");
+    }
+    printf("%d x %d tokens x %d micro-step%s = %" PRIu64 " tokens an update\n", c->B, c->T,
+           run->micro_steps, run->micro_steps == 1 ? "" : "s", run_tokens_per_step(run));
     printf("steps             %d (%.2f epochs), %s from %g over %d warmup steps to %g\n",
            run->num_steps, (double)run->num_steps * (double)run_tokens_per_step(run)
                                / (double)run->train.num_tokens,
@@ -75,19 +107,44 @@ static inline void run_print(const TrainRun* run, const char* program, const cha
     }
 }
 
+// Ends the run unless every rank has the same settings. Names of files and what concerns only rank
+// 0 may differ; what is in the files is compared when they are open.
+static inline void run_agree(TrainRun* run) {
+    ranks_agree(&run->ranks, "the commit", GIT_COMMIT);
+    for (int i = 0; i < TRAIN_NUM_FLAGS; i++) {
+        const char* name = run->flags[i].name;
+        if (strcmp(name, "-i") == 0 || strcmp(name, "-j") == 0 || strcmp(name, "-o") == 0
+            || strcmp(name, "-pr") == 0) { continue; }
+        char* text = flag_text(&run->flags[i]);
+        ranks_agree(&run->ranks, name, text);
+        free(text);
+    }
+}
+
+static inline void run_agree_number(TrainRun* run, const char* name, uint64_t number) {
+    char text[32];
+    snprintf(text, sizeof(text), "%016" PRIx64, number);
+    ranks_agree(&run->ranks, name, text);
+}
+
 // argv as main got it.
 static inline void run_parse(TrainRun* run, int argc, char** argv) {
     memset(run, 0, sizeof(*run));
     run->config = train_config_defaults();
     train_config_flags(&run->config, run->flags);
     flags_parse(run->flags, TRAIN_NUM_FLAGS, argc, argv);
-    train_config_check(&run->config);
+    ranks_open(&run->ranks, &argc, &argv);
+    run_agree(run);
+    train_config_check(&run->config, run->ranks.size);
+    run->local_amax = strcmp(run->config.amax, "local") == 0;
 }
 
 // `program` and `device` for the printout.
 static inline void run_open(TrainRun* run, const char* program, const char* device) {
     const TrainConfig* c = &run->config;
+    ParamSpec specs[NUM_PARAMS];
     run->checkpoint = checkpoint_find(c->output_dir, c->resume);
+    run_agree_number(run, "the newest checkpoint in -o", (uint64_t)run->checkpoint);
     run->start_step = run->checkpoint >= 0 ? run->checkpoint : 0;
     run->model = file_exists(c->model) ? checkpoint_read_config(c->model)
                                         : gpt2_config(c->model, c->T);
@@ -97,9 +154,12 @@ static inline void run_open(TrainRun* run, const char* program, const char* devi
     check(run->recipe.base == FORMAT_FP32 || c->T % 16 == 0,
           "-t %d: the recipe %s needs a multiple of 16, its block of tokens", c->T, c->recipe);
 
+    shards_open(&run->shards, &run->ranks, c->zero, gpt2_param_specs(specs, &run->model));
+
     dataloader_open(&run->train, c->train_data, c->T, run->model.V, 1, c->seed);
-    run->micro_steps = train_config_micro_steps(c);
-    uint64_t rows_per_step = (uint64_t)c->B * (uint64_t)run->micro_steps;
+    run_agree_number(run, "the data of -i", run->train.identity);
+    run->micro_steps = train_config_micro_steps(c, run->ranks.size);
+    uint64_t rows_per_step = run_batch_rows(run) * (uint64_t)run->micro_steps;
     check(c->num_steps >= 0 || run->train.num_rows >= rows_per_step, "%s: %" PRIu64 " tokens "
           "are less than one update of %" PRIu64 "; reduce -d or -b, or give -x", c->train_data,
           run->train.num_tokens, run_tokens_per_step(run));
@@ -108,6 +168,7 @@ static inline void run_open(TrainRun* run, const char* program, const char* devi
           c->warmup_steps, run->num_steps);
     if (c->val_every > 0) {
         dataloader_open(&run->val, c->val_data, c->T, run->model.V, 0, c->seed);
+        run_agree_number(run, "the data of -j", run->val.identity);
         uint64_t wanted = (uint64_t)c->val_tokens / (uint64_t)c->T;
         check(wanted <= run->val.num_rows, "-vt %" PRId64 ": %s has only %" PRIu64 " rows of "
               "-t %d tokens", c->val_tokens, c->val_data, run->val.num_rows, c->T);
@@ -123,36 +184,51 @@ static inline void run_open(TrainRun* run, const char* program, const char* devi
 }
 
 // ---------------------------------------------------------------------------------------------
-// Checkpoints and log. params, m, v (all parameters) lie in host memory.
+// Checkpoints and log. params, m, v (run->shards.own) lie in host memory.
+
+// The settings as a checkpoint holds them, which has nothing to do with the number of ranks: -b is
+// what one rank would have been told, the rows of all ranks together. The caller frees the text.
+static inline char* run_settings(const TrainRun* run) {
+    TrainConfig config = run->config;
+    Flag flags[TRAIN_NUM_FLAGS];
+    config.B = (int)run_batch_rows(run);
+    train_config_flags(&config, flags);
+    return checkpoint_settings(flags, TRAIN_NUM_FLAGS, run->train.identity);
+}
 
 // Fills params, m, v where they come from files: the newest checkpoint of a resumed run, or the
 // model file given with -e, which has no moments. Otherwise they stay as they are.
 static inline void run_load(TrainRun* run, float* params, float* m, float* v) {
     const TrainConfig* c = &run->config;
     if (run->checkpoint >= 0) {
-        char* settings = checkpoint_settings(run->flags, TRAIN_NUM_FLAGS, run->train.identity);
-        checkpoint_load(c->output_dir, run->checkpoint, &run->model, params, m, v, settings);
+        char* settings = run_settings(run);
+        uint64_t checksum = checkpoint_load(c->output_dir, run->checkpoint, &run->model, params, m,
+                                            v, run->shards.own, settings);
         free(settings);
-        printf("resumed           from step %d in %s\n", run->checkpoint, c->output_dir);
+        run_agree_number(run, "the checkpoint", checksum);
+        run_print_line(run, "resumed           from step %d in %s\n", run->checkpoint,
+                       c->output_dir);
     } else if (file_exists(c->model)) {
-        checkpoint_load_model(params, c->model);
-        printf("weights           from %s\n", c->model);
+        run_agree_number(run, "the model file",
+                         checkpoint_load_model(params, c->model, run->shards.own));
+        run_print_line(run, "weights           from %s\n", c->model);
     }
 }
 
 static inline void run_save(TrainRun* run, int step, const float* params, const float* m,
                             const float* v) {
     const TrainConfig* c = &run->config;
-    char* settings = checkpoint_settings(run->flags, TRAIN_NUM_FLAGS, run->train.identity);
-    directory_create(c->output_dir);
-    checkpoint_save(c->output_dir, step, &run->model, params, m, v, settings);
-    checkpoint_prune(c->output_dir, c->keep_newest, c->keep_multiples);
+    char* settings = run_settings(run);
+    if (run->ranks.rank == 0) { directory_create(c->output_dir); }
+    checkpoint_save(c->output_dir, step, &run->model, params, m, v, &run->shards, settings);
+    if (run->ranks.rank == 0) {
+        checkpoint_prune(c->output_dir, c->keep_newest, c->keep_multiples);
+    }
     free(settings);
 }
 
 // After run_load: whether an old log is continued depends on the checkpoint found.
 static inline void run_start_log(TrainRun* run, const char* program, const char* device) {
-    ParamSpec specs[NUM_PARAMS];
     RunInfo info;
     info.program = program;
     info.commit = GIT_COMMIT;
@@ -160,10 +236,11 @@ static inline void run_start_log(TrainRun* run, const char* program, const char*
     info.recipe = run->recipe.text;
     info.train_identity = run->train.identity;
     info.val_identity = run->config.val_every > 0 ? run->val.identity : 0;
-    info.num_parameters = gpt2_param_specs(specs, &run->model);
+    info.num_parameters = run->shards.size;
     info.first_step = run->start_step;
     info.num_steps = run->num_steps;
-    logger_open(&run->log, run->config.output_dir, run->checkpoint);
+    info.ranks = run->ranks.size;
+    logger_open(&run->log, run->ranks.rank == 0 ? run->config.output_dir : "", run->checkpoint);
     logger_run(&run->log, run->flags, TRAIN_NUM_FLAGS, &info);
 }
 
@@ -174,6 +251,7 @@ static inline void run_close(TrainRun* run) {
     if (run->config.val_every > 0) { dataloader_close(&run->val); }
     free(run->inputs);
     free(run->targets);
+    ranks_close(&run->ranks);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -187,11 +265,28 @@ static inline int run_saves(const TrainRun* run, int step) {
     return step > run->start_step && run_is_due(run, run->config.checkpoint_every, step);
 }
 
-// Loads micro-batch number `micro` of step `step` into run->inputs and run->targets.
+// Loads this rank's rows of micro-batch number `micro` of step `step` into run->inputs and
+// run->targets. Bytes on the wire are counted from the first micro-batch of the run on.
 static inline void run_batch(TrainRun* run, int step, int micro) {
     uint64_t number = (uint64_t)step * (uint64_t)run->micro_steps + (uint64_t)micro;
-    dataloader_batch(&run->train, run->inputs, run->targets, number * (uint64_t)run->config.B,
-                     run->config.B);
+    uint64_t rank = (uint64_t)run->ranks.rank, B = (uint64_t)run->config.B;
+    for (int kind = 0; step == run->start_step && micro == 0 && kind < NUM_RANKS_KINDS; kind++) {
+        run->sent_before[kind] = ranks_bytes_sent(&run->ranks, (RanksKind)kind);
+    }
+    dataloader_batch(&run->train, run->inputs, run->targets,
+                     number * run_batch_rows(run) + rank * B, run->config.B);
+}
+
+// Loads this rank's share of the validation batch that begins at `row`. Returns its rows; the last
+// batch may be too small for all ranks.
+static inline int run_val_batch(TrainRun* run, uint64_t row) {
+    uint64_t rank = (uint64_t)run->ranks.rank, ranks = (uint64_t)run->ranks.size;
+    uint64_t left = run->val_rows - row, batch = run_batch_rows(run);
+    left = left < batch ? left : batch;
+    uint64_t first = left * rank / ranks;
+    int rows = (int)(left * (rank + 1) / ranks - first);
+    dataloader_batch(&run->val, run->inputs, run->targets, row + first, rows);
+    return rows;
 }
 
 static inline float run_learning_rate(const TrainRun* run, int step) {
@@ -208,12 +303,32 @@ static inline void run_end_progress(const TrainRun* run) {
     if (run->progress && run->last_line > 0.0) { printf("\n"); }
 }
 
+// What all ranks together have sent in the first update, and every update sends.
+static inline void run_report_wire(TrainRun* run) {
+    static const char* names[NUM_RANKS_KINDS] = { "amax", "gradients", "nvfp4_weights",
+                                                  "other_weights", "other" };
+    double sent[NUM_RANKS_KINDS], all = 0.0;
+    if (run->ranks.size == 1) { return; }
+    for (int kind = 0; kind < NUM_RANKS_KINDS; kind++) {
+        sent[kind] = (double)(ranks_bytes_sent(&run->ranks, (RanksKind)kind)
+                              - run->sent_before[kind]);
+    }
+    ranks_sum_double(&run->ranks, sent, NUM_RANKS_KINDS, "bytes on the wire");
+    for (int kind = 0; kind < NUM_RANKS_KINDS; kind++) { all += sent[kind]; }
+    logger_wire(&run->log, names, sent, NUM_RANKS_KINDS);
+    run_print_line(run, "on the wire       %.0f bytes an update, of all ranks: amax %.0f, "
+                   "gradients %.0f, weights in NVFP4 %.0f, other weights %.0f, other %.0f\n", all,
+                   sent[RANKS_AMAX], sent[RANKS_GRADIENTS], sent[RANKS_CODES_AND_SCALES],
+                   sent[RANKS_WEIGHTS], sent[RANKS_OTHER]);
+}
+
 // One update has taken `ms`. peak_share is the share of the device's peak rate, joules those
 // per token; NaN if unknown. A terminal gets one line that is overwritten; a file gets at
 // most one line a second.
 static inline void run_report_step(TrainRun* run, int step, float loss, float norm, float lr,
                                    double ms, double peak_share, double joules) {
     double tok_s = (double)run_tokens_per_step(run) / (ms * 1e-3);
+    if (step == run->start_step) { run_report_wire(run); }
     run->train_seconds += ms * 1e-3;
     logger_step(&run->log, step, loss, norm, lr, ms, tok_s);
     check(isfinite(loss) && isfinite(norm), "step %d: loss %g and gradient norm %g are not finite; "
@@ -221,6 +336,7 @@ static inline void run_report_step(TrainRun* run, int step, float loss, float no
           step, loss, norm);
     double now = seconds_now();
     int last = step + 1 == run->num_steps;
+    if (run->ranks.rank > 0) { return; }
     if (now - run->last_line < (run->progress ? 0.1 : 1.0) && !last && step != run->start_step) {
         return;
     }
@@ -237,8 +353,9 @@ static inline void run_report_step(TrainRun* run, int step, float loss, float no
 }
 
 static inline void run_report_val(TrainRun* run, int step, float val_loss) {
-    run_end_progress(run);
     run->val_loss = val_loss;
+    if (run->ranks.rank > 0) { return; }
+    run_end_progress(run);
     run->last_line = 0.0;
     printf("step %d/%d | validation loss %.4f\n", step, run->num_steps, val_loss);
     fflush(stdout);
@@ -247,6 +364,7 @@ static inline void run_report_val(TrainRun* run, int step, float val_loss) {
 
 // tokens (n) as text.
 static inline void run_report_sample(TrainRun* run, int step, const int* tokens, int n) {
+    if (run->ranks.rank > 0) { return; }
     run_end_progress(run);
     run->last_line = 0.0;
     printf("--- generated at step %d\n", step);

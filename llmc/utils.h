@@ -35,15 +35,16 @@ C11 that also compiles as C++17. POSIX (compile C with -D_POSIX_C_SOURCE=200809L
     } while (0)
 
 // Standard output goes first, so that the message stands below what the program printed before it.
+// One write, so that the lines of programs that run together do not mix.
 __attribute__((noreturn, format(printf, 3, 4)))
 static inline void check_failed(const char* file, int line, const char* format, ...) {
+    char message[2 * PATH_BYTES];
     va_list values;
     fflush(stdout);
-    fprintf(stderr, "error: ");
     va_start(values, format);
-    vfprintf(stderr, format, values);
+    vsnprintf(message, sizeof(message), format, values);
     va_end(values);
-    fprintf(stderr, "  (%s:%d)\n", file, line);
+    fprintf(stderr, "error: %s  (%s:%d)\n", message, file, line);
     exit(1);
 }
 

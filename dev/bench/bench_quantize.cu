@@ -118,6 +118,7 @@ int main(int argc, char** argv) {
         a.y = bench_bf16(n);
         a.x_q = linear_operand_alloc(a.rows, a.cols, "benchmark");
         a.xT_q = linear_operand_alloc(a.cols, a.rows, "benchmark");
+        memset(&a.rounding, 0, sizeof(a.rounding));
         a.rounding.seed = 1;
         a.rounding.tag = 2;
         a.rounding.step = 3;

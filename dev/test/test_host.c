@@ -1,6 +1,6 @@
 /*
 Tests of the host headers: flags, settings of a run, data loader, schedules, sampler, tokenizer,
-log, checkpoints. No GPU, no data files; everything is written to a temporary directory.
+log, shards, checkpoints. No GPU, no data files; everything is written to a temporary directory.
 
 All checks are exact, except where "statistical" is printed with the number of draws N: those allow
 5 standard errors, and the draws are fixed, so the outcome is always the same.
@@ -162,7 +162,7 @@ static void parse_and_check(const char* arguments) {
     TrainConfig c;
     Flag flags[TRAIN_NUM_FLAGS];
     parse(&c, flags, arguments);
-    train_config_check(&c);
+    train_config_check(&c, 1);
 }
 
 static void set_batch_size(const char* value) {
@@ -183,7 +183,7 @@ static void test_flag_values(void) {
     report(c.B == 8 && c.T == 64 && c.total_batch == 1024 && c.learning_rate == 2.5e-4f
            && c.val_tokens == 5000000000 && c.seed == UINT64_MAX && c.num_steps == -1
            && strcmp(c.output_dir, "runs/a") == 0 && c.resume == 1 && c.weight_decay == 0.1f
-           && train_config_micro_steps(&c) == 2, "flags values",
+           && train_config_micro_steps(&c, 1) == 2, "flags values",
            "int, int64, uint64, float and text arrive; the others keep their default");
 }
 
@@ -224,6 +224,8 @@ static void test_flag_errors(void) {
         { "-n 10", "-o DIR has to say where" },
         { "-y 1", "-o DIR has to say which" },
         { "-o a -nk 3", "-n asks for none" },
+        { "-z 3", "-z 3: must be from 0 to 2" },
+        { "-amax both", "-amax both: there are global and local" },
     };
     report_bad_cases("flags errors", parse_and_check, cases, COUNT(cases));
     // no command line split at spaces can give these. Fails with: is_number always 1
@@ -771,7 +773,8 @@ static void test_logger(void) {
     Flag flags[TRAIN_NUM_FLAGS];
     parse(&c, flags, "-b 8");
     c.output_dir = "a \"b\"\\\n";
-    RunInfo info = { "program", "abc123", "a \"GPU\"", "nvfp4", 1, 0xffffffffffffffffu, 99, 0, 50 };
+    RunInfo info = { "program", "abc123", "a \"GPU\"", "nvfp4", 1, 0xffffffffffffffffu, 99, 0, 50,
+                     1 };
     logger_open(&log, in_workplace("run/json"), -1);
     logger_run(&log, flags, TRAIN_NUM_FLAGS, &info);
     logger_close(&log);
@@ -794,6 +797,46 @@ static void test_logger(void) {
     report_bad_cases("log unwritable", open_log, unwritable, 2);
     report(fails_with("cannot write", write_full_log, "run/full"), "log on a full disk",
            "is an error");
+}
+
+// ---------------------------------------------------------------------------------------------
+// Shards
+
+// Vectors of many sizes among 1 to 9 ranks: the parts lie side by side, cover the vector, are equal
+// up to one block, and of packed ranges each rank's part holds just the elements that it owns.
+// Fails with: `i / n * (size / SHARD_BLOCK)`; <= for < in ranges_before; level 0 with own = part.
+static void test_shards(void) {
+    long wrong = 0, checked = 0;
+    for (int ranks = 1; ranks <= 9; ranks++) {
+        for (size_t size = 16; size < 16 * 60; size += 16) {
+            Range ranges[3] = { { 16 * (size / 64), 16 }, { 32 * (size / 64), 16 * (size / 128) },
+                                { size - 16, 16 } };
+            if (ranges[2].first < ranges[1].first + ranges[1].count + 16) { continue; }
+            size_t sum = 0, packed = 0;
+            for (int rank = 0; rank < ranks; rank++) {
+                Ranks r;
+                Shards s;
+                memset(&r, 0, sizeof(r));
+                r.size = ranks;
+                r.rank = rank;
+                shards_open(&s, &r, rank % 3, size);
+                const size_t* cut = shards_cut(&s, ranges, 3, 160);
+                size_t mine = 0;
+                for (int i = 0; i < 3; i++) { mine += range_overlap(ranges[i], s.part).count; }
+                size_t most = (size / 16 + (size_t)ranks - 1) / (size_t)ranks * 16;
+                wrong += s.part.first != sum || s.part.count > most || s.part.count % 16 != 0
+                      || cut[rank] != packed || cut[rank + 1] - cut[rank] != mine * 10
+                      || s.own.count != (ranks == 1 || rank % 3 == 0 ? size : s.part.count);
+                sum += s.part.count;
+                packed += mine * 10;
+                checked++;
+                free(s.begin);
+                free(s.cut);
+            }
+            wrong += sum != size;
+        }
+    }
+    report(wrong == 0 && checked > 1000, "shards", "%ld parts, %ld wrong", checked, wrong);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -822,15 +865,22 @@ static State state_make(uint32_t mark) {
     return s;
 }
 
+static Range whole(const State* s) {
+    Range all = { 0, s->n };
+    return all;
+}
+
 static void save(const char* directory, int step) {
     State s = state_make((uint32_t)step);
-    checkpoint_save(in_workplace(directory), step, &s.config, s.params, s.m, s.v, test_settings);
+    checkpoint_save(in_workplace(directory), step, &s.config, s.params, s.m, s.v, NULL,
+                    test_settings);
     free(s.params);
 }
 
 static void load_step_20(const char* directory) {
     State s = state_make(0);
-    checkpoint_load(in_workplace(directory), 20, &s.config, s.params, s.m, s.v, test_settings);
+    checkpoint_load(in_workplace(directory), 20, &s.config, s.params, s.m, s.v, whole(&s),
+                    test_settings);
 }
 
 // Fails with: m and v exchanged when reading; file_exists true for a directory.
@@ -840,7 +890,7 @@ static void test_checkpoint_round_trip(void) {
     save("ckpt", 20);
     State saved = state_make(20), loaded = state_make(77);
     checkpoint_load(in_workplace("ckpt"), 20, &loaded.config, loaded.params, loaded.m, loaded.v,
-                    test_settings);
+                    whole(&loaded), test_settings);
     int equal = memcmp(saved.params, loaded.params, 3 * saved.n * sizeof(float)) == 0;
     report(equal && !file_exists(in_workplace("ckpt"))
            && !file_exists(in_workplace("ckpt/model_00000020.bin.tmp"))
@@ -853,7 +903,7 @@ static void test_checkpoint_round_trip(void) {
     const int32_t header[9] = { 20240326, 3, 8, 100, 2, 2, 32, 128, 0 };
     GPT2Config config = checkpoint_read_config(in_workplace("ckpt/model_00000020.bin"));
     memset(loaded.params, 0, saved.n * sizeof(float));
-    checkpoint_load_model(loaded.params, in_workplace("ckpt/model_00000020.bin"));
+    checkpoint_load_model(loaded.params, in_workplace("ckpt/model_00000020.bin"), whole(&loaded));
     report(bytes == 1024 + saved.n * sizeof(float) && memcmp(file, header, sizeof(header)) == 0
            && memcmp(file + 1024, saved.params, saved.n * sizeof(float)) == 0
            && memcmp(&config, &saved.config, sizeof(config)) == 0
@@ -877,7 +927,7 @@ static void test_model_bf16(void) {
         memcpy(file + 1024 + 2 * i, &half, 2);
     }
     write_file(in_workplace("bf16.bin"), file, bytes);
-    checkpoint_load_model(s.params, in_workplace("bf16.bin"));
+    checkpoint_load_model(s.params, in_workplace("bf16.bin"), whole(&s));
     size_t wrong = 0;
     for (size_t i = 0; i < s.n; i++) { wrong += s.params[i] != bf16_round((float)i); }
     report(wrong == 0, "model file in BF16", "%zu parameters, %zu differ", s.n, wrong);
@@ -887,7 +937,7 @@ static void test_model_bf16(void) {
 
 static void read_model(const char* name) {
     State s = state_make(0);
-    checkpoint_load_model(s.params, in_workplace(name));
+    checkpoint_load_model(s.params, in_workplace(name), whole(&s));
 }
 
 // Fails with: the check in question removed.
@@ -997,7 +1047,7 @@ static void test_checkpoint_wrong_files(void) {
 
     State s = state_make(20);
     s.config.NH = 4;                    // as many parameters, but another model
-    checkpoint_save(in_workplace("wrong"), 20, &s.config, s.params, s.m, s.v, test_settings);
+    checkpoint_save(in_workplace("wrong"), 20, &s.config, s.params, s.m, s.v, NULL, test_settings);
     free(s.params);
     int other_shape = fails_with("not of the shape", load_step_20, "wrong");
     report(other_step && other_shape, "checkpoint mixed up", "another step, another shape");
@@ -1008,7 +1058,7 @@ static void load_with_settings(const char* arguments) {
     Flag flags[TRAIN_NUM_FLAGS];
     State s = state_make(0);
     parse(&c, flags, arguments);
-    checkpoint_load(in_workplace("ckpt"), 20, &s.config, s.params, s.m, s.v,
+    checkpoint_load(in_workplace("ckpt"), 20, &s.config, s.params, s.m, s.v, whole(&s),
                     checkpoint_settings(flags, TRAIN_NUM_FLAGS, 7));
 }
 
@@ -1017,7 +1067,7 @@ static void load_other_data(const char* directory) {
     Flag flags[TRAIN_NUM_FLAGS];
     State s = state_make(0);
     parse(&c, flags, "");
-    checkpoint_load(in_workplace(directory), 20, &s.config, s.params, s.m, s.v,
+    checkpoint_load(in_workplace(directory), 20, &s.config, s.params, s.m, s.v, whole(&s),
                     checkpoint_settings(flags, TRAIN_NUM_FLAGS, 8));
 }
 
@@ -1044,13 +1094,15 @@ static void test_checkpoint_settings(void) {
         { "-c 0.2", "this run has '-c 0.2'" },
         { "-gc 2", "was made with '-gc 1', this run has '-gc 2'" },
         { "-seed 1", "was made with '-seed 1337', this run has '-seed 1'" },
+        { "-amax local", "was made with '-amax global', this run has '-amax local'" },
     };
     const int count = COUNT(altering);
     report_bad_cases("resume, other settings", load_with_settings, altering, count);
     report(fails_with("training-data-checksum", load_other_data, "ckpt"), "resume, other data",
            "is refused");
-    const char* harmless = "-i a -j b -v 5 -vt 99999 -s 3 -sn 7 -o c -n 9 -nk 2 -nm 50 -y 1 -pr 0";
-    int harmless_count = 12;
+    const char* harmless = "-i a -j b -v 5 -vt 99999 -s 3 -sn 7 -o c -n 9 -nk 2 -nm 50 -y 1 -pr 0 "
+                           "-z 2 -rt 5 -ra host:1";
+    int harmless_count = 15;
     report(succeeds(load_with_settings, harmless) && count + harmless_count == TRAIN_NUM_FLAGS,
            "resume, harmless settings", "%d flags may change, %d may not", harmless_count, count);
     report(succeeds(compare_settings, "= -g auto\n  -o b\n= -gc 1\n")
@@ -1169,6 +1221,7 @@ int main(void) {
     test_sampler();
     test_tokenizer();
     test_logger();
+    test_shards();
     test_checkpoint_round_trip();
     test_model_bf16();
     test_model_errors();

@@ -44,7 +44,8 @@ static void build(GPT2<Real>* model, GPT2Config config, const char* recipe, int 
     gpt2_build(model, config, recipe_parse(recipe, config.L), hardware, B, T, seed);
     float* params = (float*)xmalloc(model->num_params * sizeof(float), "parameters");
     float* zeros = (float*)xcalloc(model->num_params * sizeof(float), "moments");
-    if (file != NULL) { checkpoint_load_model(params, file); }
+    Range all = { 0, model->num_params };
+    if (file != NULL) { checkpoint_load_model(params, file, all); }
     else { gpt2_init(params, model->specs, &config, seed); }
     gpt2_set_state(model, params, zeros, zeros);
     gpt2_zero_grad(model);
@@ -164,6 +165,7 @@ static void oracle_observe(int layer, int linear, int operand, const __nv_bfloat
         values = flipped;
     }
     Nvfp4Rounding rounding;
+    memset(&rounding, 0, sizeof(rounding));
     rounding.stochastic = gradient && oracle.recipe->stochastic;
     rounding.seed = oracle.seed;
     rounding.tag = operand_tag(layer, linear, operand);

@@ -88,10 +88,10 @@ static uint8_t matrix_scale(const Nvfp4Matrix* m, int row, int block) {
     return m->block_scales[nvfp4_scale_offset((size_t)row, (size_t)block, (size_t)m->cols)];
 }
 
-static const Nvfp4Rounding NEAREST = { 0, 0, 0, 0 };
+static const Nvfp4Rounding NEAREST = { 0, 0, 0, 0, 0, 0 };
 
 static Nvfp4Rounding stochastic(uint64_t seed, uint32_t tag, uint32_t step) {
-    Nvfp4Rounding rounding = { 1, seed, tag, step };
+    Nvfp4Rounding rounding = { 1, seed, tag, step, 0, 0 };
     return rounding;
 }
 
@@ -313,8 +313,8 @@ static void test_stochastic_exact(void) {
 static void test_stochastic_statistics(void) {
     enum { N = 1 << 17, STREAMS = 6 };
     const Nvfp4Rounding streams[STREAMS] = {
-        { 1, 42, 7, 3 }, { 1, 43, 7, 3 }, { 1, 42 + (1ull << 32), 7, 3 }, { 1, 42, 8, 3 },
-        { 1, 42, 7 + (1u << 20), 3 }, { 1, 42, 7, 4 },
+        stochastic(42, 7, 3), stochastic(43, 7, 3), stochastic(42 + (1ull << 32), 7, 3),
+        stochastic(42, 8, 3), stochastic(42, 7 + (1u << 20), 3), stochastic(42, 7, 4),
     };
     float x[NVFP4_BLOCK];
     double width[NVFP4_BLOCK], position[NVFP4_BLOCK];
@@ -447,7 +447,7 @@ enum { NUM_SHAPES = sizeof(SHAPES) / sizeof(SHAPES[0]) };
 // same by CUTLASS's description of a 128 x 64-element tile, shape ((32,4),(16,4)) and strides
 // ((16,4),(0,1)). Bytes that hold no scale must be zero after quantizing.
 // Fails with: rows folded the other way (row % 32 * 4 + row / 32 * 128); block tiles not rounded
-// up; the memset in nvfp4_quantize left out.
+// up; the memset in nvfp4_quantize_scaled left out.
 static void test_layout(void) {
     Comparison offsets = {0}, padding = {0};
     for (int s = 0; s < NUM_SHAPES; s++) {
@@ -721,6 +721,49 @@ static void test_transpose(void) {
     compare_report(&c, "transpose", "bytes and values");
 }
 
+// A matrix in parts, as several ranks hold it: some of the rows, or some of the columns, with the
+// amax of the whole and their place in it, must get the codes and scales that they have there.
+// Fails with: first_block left out; row_blocks left out; the amax of the part.
+static void test_parts(void) {
+    enum { ROWS = 96, COLS = 192, PARTS = 3 };
+    Comparison c = {0};
+    float* x = (float*)allocate(ROWS * COLS * sizeof(float));
+    float* part_x = (float*)allocate(ROWS * COLS * sizeof(float));
+    fill(x, ROWS, COLS, WIDE, 1);
+    Nvfp4Matrix whole = matrix_new(ROWS, COLS);
+    nvfp4_quantize(&whole, x, 1, stochastic(5, 6, 7));
+    for (int of_rows = 0; of_rows < 2; of_rows++) {
+        for (int p = 0; p < PARTS; p++) {
+            int rows = of_rows ? ROWS / PARTS : ROWS, cols = of_rows ? COLS : COLS / PARTS;
+            int top = of_rows ? p * rows : 0, left = of_rows ? 0 : p * cols;
+            for (int row = 0; row < rows; row++) {
+                memcpy(part_x + row * cols, x + (top + row) * COLS + left,
+                       (size_t)cols * sizeof(float));
+            }
+            Nvfp4Rounding rounding = stochastic(5, 6, 7);
+            rounding.first_block = (uint64_t)(top * (COLS / 16) + left / 16);
+            rounding.row_blocks = of_rows ? 0 : COLS / 16;
+            Nvfp4Matrix part = matrix_new(rows, cols);
+            *part.amax = *whole.amax;
+            nvfp4_quantize_scaled(&part, part_x, 1, rounding);
+            for (int row = 0; row < rows; row++) {
+                for (int col = 0; col < cols; col++) {
+                    compare(&c, matrix_code(&part, row, col)
+                                == matrix_code(&whole, top + row, left + col)
+                            && matrix_scale(&part, row, col / 16)
+                               == matrix_scale(&whole, top + row, (left + col) / 16),
+                            "part %d, element (%d, %d)", p, row, col);
+                }
+            }
+            matrix_free(&part);
+        }
+    }
+    matrix_free(&whole);
+    free(x);
+    free(part_x);
+    compare_report(&c, "parts of a matrix", "elements of rows and columns, by place in the whole");
+}
+
 // All 16 codes times all 127 scales: the products equal those in double and are BF16 values. The
 // dot product of two blocks is exact in FP32, so only sums over several blocks depend on their
 // order.
@@ -974,6 +1017,7 @@ int main(void) {
     test_quantize();
     test_edges();
     test_transpose();
+    test_parts();
     test_expand();
     test_hadamard();
     test_golden();

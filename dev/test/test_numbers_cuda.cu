@@ -3,9 +3,9 @@ The number headers on the device: every function gives the bits that it gives on
 bits of the device functions that CUDA has for the same purpose. So what test_numbers.c and
 test_numbers_vendor.cpp show of the host holds for the device. All comparisons are exact.
 
-On the CPU both sides are the same code; a part of the cases is enough to see that the launches cover
-them. The test is for a GPU; a newer one converts to E2M1 and E4M3 in hardware, an older one in CUDA's
-software, and both must agree with us.
+The test is for a GPU; a newer one converts to E2M1 and E4M3 in hardware, an older one in CUDA's
+software, and both must agree with us. On the CPU both sides are the same code; a part of the cases
+is enough to see that the launches cover them.
 */
 #include <stdint.h>
 #include <stdio.h>

@@ -139,6 +139,7 @@ static Tally tally_expand     = { "expand" };
 
 static Nvfp4Rounding rounding_make(int stochastic, uint64_t seed, uint32_t tag, uint32_t step) {
     Nvfp4Rounding r;
+    memset(&r, 0, sizeof(r));
     r.stochastic = stochastic;
     r.seed = seed;
     r.tag = tag;

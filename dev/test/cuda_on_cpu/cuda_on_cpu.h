@@ -6,9 +6,9 @@ what is no C++; the types are those of NVIDIA's headers; runtime.h has the funct
 runtime, ptx.h the PTX instructions.
 
 The threads of a block are fibres, each with a stack of its own, on one thread of the CPU. One runs
-until it has to wait for others, at __syncthreads or where a warp exchanges values; then another goes
-on. Blocks run one after the other. Every order is fixed, so two runs do the same; but not every
-block has the same order, because the missing barrier that one order hides another shows: threads
+until it has to wait for others, at __syncthreads or where a warp exchanges values; then another
+goes on. Blocks run one after the other. Every order is fixed, so two runs do the same; but not all
+blocks have the same order, because the missing barrier that one order hides another shows: threads
 from the first to the last or the other way, all warps side by side or one as far as it can get. And
 launches take turns in the order of their blocks.
 
@@ -21,11 +21,21 @@ Looked at on the way, with kernel, block and thread in the message:
     misaligned vector loads and stores, shifts and indices beyond: undefined behaviour sanitizer
     sizes of grid, block and dynamic shared memory, as cudaGetLastError tells
 
-What it cannot show: speed; races that no fixed order brings to light; the rounding of nvcc's fused
-multiply-adds and of __expf, which is more exact here; what ptxas checks (registers, 48 KiB of
-static shared memory).
+What it cannot show: speed; races that none of these orders brings to light; lanes that come to one
+line by different calls of a function; the rounding of nvcc's fused multiply-adds and of __expf,
+which is more exact here; what ptxas checks (registers, 48 KiB of static shared memory).
 
-Faults that were planted in kernels and reported: see the list at the end of this file.
+Faults planted in kernels, one at a time, and how they showed:
+
+    a test failed           each of the barriers left out: in quantize_kernel (2), amax_kernel (2),
+                            block_sum (2), attention's loop; each __syncwarp of rows_store;
+                            copy_async_wait in attention's loop; a wrong swizzle, written or read;
+                            shared memory not zeroed; a vector or a column pair too many
+    the address sanitizer   a row too many; a tile of dynamic shared memory too few
+    the other sanitizer     a misaligned vector; an index beyond a shared array
+    cuda_on_cpu             a return before a barrier; an exchange of half a warp; a mask of half a
+                            warp; ldmatrix off its 16 bytes; gridDim.y 65536; 2048 threads; dynamic
+                            shared memory that was not asked for
 */
 #ifndef CUDA_ON_CPU_H
 #define CUDA_ON_CPU_H
@@ -139,8 +149,8 @@ static void fibre_arrive(void) {
     threadIdx = cpu.running->index;
 }
 
-// GCC's own setjmp and longjmp, as two functions of the library would have the address sanitizer look
-// for the end of the stack, with system calls, at every switch.
+// The compiler's setjmp and longjmp; those of the library would have the address sanitizer look for
+// the end of the stack, with system calls, at every switch.
 UNCHECKED __attribute__((noinline, noreturn)) static void fibre_go_on(Fibre* to) {
     if (to->started) { __builtin_longjmp(to->at, 1); }
     to->started = 1;
@@ -158,21 +168,23 @@ UNCHECKED __attribute__((noinline)) static void fibre_switch(Fibre* to) {
     fibre_arrive();
 }
 
+// Names one thread for each place where some wait.
 static void report_deadlock(void) {
     fflush(stdout);
     fprintf(stderr, "cuda_on_cpu: block (%u, %u, %u) of %s cannot go on: %d of %d threads have "
             "returned\n", blockIdx.x, blockIdx.y, blockIdx.z, cpu.kernel, cpu.ended, cpu.threads);
     for (int i = 0; i < cpu.fibres_used; i++) {
         const Fibre* f = &cpu.fibres[i];
-        if (f->meeting == NULL) { continue; }
-        fprintf(stderr, "cuda_on_cpu: thread (%u, %u, %u) waits at %s, with %d others\n", f->index.x,
-                f->index.y, f->index.z, f->meeting->place, f->meeting->present - 1);
+        if (f->meeting == NULL || f->meeting->present == 0) { continue; }
+        fprintf(stderr, "cuda_on_cpu: thread (%u, %u, %u) waits at %s, with %d others\n",
+                f->index.x, f->index.y, f->index.z, f->meeting->place, f->meeting->present - 1);
+        f->meeting->present = 0;
     }
     _exit(1);
 }
 
-// Goes on with a fibre that need not wait any more, or with a thread that has not begun: which of the
-// two first is the block's order. When all have returned, with the launcher.
+// Goes on with a fibre that need not wait any more, or with a thread that has not begun: which of
+// the two first is the block's order. When all have returned, with the launcher.
 UNCHECKED static void fibre_leave(void) {
     int can_begin = cpu.begun < cpu.threads;
     int self = (int)(cpu.running - cpu.fibres);
@@ -255,8 +267,8 @@ static int launch_possible(const char* kernel, LaunchSize s) {
     if (blocks > 0 && s.grid.x <= INT32_MAX && s.grid.y <= 65535 && s.grid.z <= 65535 &&
         threads > 0 && threads <= MOST_THREADS && s.block.z <= 64 &&
         s.shared <= dynamic_shared_allowed) { return 1; }
-    fprintf(stderr, "cuda_on_cpu: no GPU launches %s with a grid of (%u, %u, %u), blocks of (%u, %u, "
-            "%u), %zu bytes of dynamic shared memory\n", kernel, s.grid.x, s.grid.y, s.grid.z,
+    fprintf(stderr, "cuda_on_cpu: no GPU launches %s with a grid of (%u, %u, %u), blocks of (%u, %u"
+            ", %u), %zu bytes of dynamic shared memory\n", kernel, s.grid.x, s.grid.y, s.grid.z,
             s.block.x, s.block.y, s.block.z, s.shared);
     cuda_last_error = cudaErrorInvalidConfiguration;
     return 0;
@@ -280,27 +292,27 @@ static void block_run(unsigned number, unsigned order) {
     fibre_switch(&cpu.fibres[0]);
 }
 
-template <typename Call> static void call_kernel(const void* call) { (*(const Call*)call)(); }
-
-template <typename Call> static void launch(LaunchSize size, const char* text, Call call) {
-    static unsigned launches = 0;
-    if (!launch_possible(text, size)) { return; }
-    for (int i = launches == 0 ? 0 : MOST_THREADS; i < MOST_THREADS; i++) {
+static void fibres_make(void) {
+    for (int i = 0; i < MOST_THREADS; i++) {
         Fibre* f = &cpu.fibres[i];
         getcontext(&f->start);
         f->stack = f->start.uc_stack.ss_sp = fibre_stacks[i];
         f->stack_size = f->start.uc_stack.ss_size = FIBRE_STACK;
         makecontext(&f->start, fibre_run, 0);
     }
-    __sanitizer_set_death_callback(print_thread);
-    cpu.kernel = text;
-    cpu.call = call_kernel<Call>;
-    cpu.arguments = &call;
     cpu.launcher.started = 1;
+    __sanitizer_set_death_callback(print_thread);
+}
+
+static void launch_run(LaunchSize size, const char* kernel) {
+    static unsigned launches = 0;
+    if (!launch_possible(kernel, size)) { return; }
+    if (launches == 0) { fibres_make(); }
+    cpu.kernel = kernel;
     cpu.running = &cpu.launcher;
+    cpu.threads = (int)(size.block.x * size.block.y * size.block.z);
     gridDim = size.grid;
     blockDim = size.block;
-    cpu.threads = (int)(size.block.x * size.block.y * size.block.z);
     ASAN_UNPOISON_MEMORY_REGION(dynamic_shared, SHARED_MEMORY_MOST);
     ASAN_POISON_MEMORY_REGION(dynamic_shared + size.shared, SHARED_MEMORY_MOST - size.shared);
     unsigned blocks = gridDim.x * gridDim.y * gridDim.z;
@@ -311,7 +323,15 @@ template <typename Call> static void launch(LaunchSize size, const char* text, C
     launches++;
 }
 
+// What a launch becomes. Each thread calls the kernel with the arguments, which are in a lambda.
 #define CPU_LAUNCH(size, ...) launch(launch_size size, #__VA_ARGS__, [&] { __VA_ARGS__; })
+
+template <typename Call> static void call_kernel(const void* call) { (*(const Call*)call)(); }
+template <typename Call> static void launch(LaunchSize size, const char* kernel, Call call) {
+    cpu.call = call_kernel<Call>;
+    cpu.arguments = &call;
+    launch_run(size, kernel);
+}
 
 // ---------------------------------------------------------------------------------------------
 // Barriers, and what a warp exchanges
@@ -338,7 +358,9 @@ template <typename T> static const T* warp_show(unsigned lanes, T x, const char*
 // The largest of what all lanes show
 template <typename T> static T warp_largest(const T* shown) {
     T largest = shown[0];
-    for (int lane = 1; lane < 32; lane++) { largest = shown[lane] > largest ? shown[lane] : largest; }
+    for (int lane = 1; lane < 32; lane++) {
+        if (shown[lane] > largest) { largest = shown[lane]; }
+    }
     return largest;
 }
 
@@ -354,10 +376,15 @@ template <typename T> static T warp_largest(const T* shown) {
 template <typename T> static inline T min(T a, T b) { return b < a ? b : a; }
 template <typename T> static inline T max(T a, T b) { return a < b ? b : a; }
 
-// They return the old value.
-template <typename T> static inline T atomicAdd(T* at, T x) { T old = *at; *at = old + x; return old; }
-template <typename T> static inline T atomicMin(T* at, T x) { T old = *at; *at = min(old, x); return old; }
-template <typename T> static inline T atomicMax(T* at, T x) { T old = *at; *at = max(old, x); return old; }
+// *at = x; returns what it was, as all atomics do.
+template <typename T> static inline T replaced(T* at, T x) {
+    T old = *at;
+    *at = x;
+    return old;
+}
+template <typename T> static inline T atomicAdd(T* at, T x) { return replaced(at, *at + x); }
+template <typename T> static inline T atomicMin(T* at, T x) { return replaced(at, min(*at, x)); }
+template <typename T> static inline T atomicMax(T* at, T x) { return replaced(at, max(*at, x)); }
 
 template <typename T> static inline T __ldcs(const T* from) { return *from; }
 template <typename T> static inline void __stcs(T* to, T x) { *to = x; }

@@ -1,0 +1,270 @@
+/*
+From the masters to what the layers read, in plain C: after an update each weight is rounded to the
+recipe's base format, and those that enter NVFP4 GEMMs are quantized, once, in both directions.
+
+With sharded masters (shards.h) a rank does this for its part, and the parts travel:
+
+    weights of NVFP4 GEMMs      as codes, half a byte each; scales follow from tile amaxes
+    all others                  as BF16, or FP32 under -p fp32
+
+A tile of 16x16 may lie in the parts of two ranks or more, and a tensor in those of many. So the
+ranks agree on the largest magnitude of every tile before they quantize: one all-reduce, from which
+every rank has the tensors' amaxes and all block scales. Only codes are left to be gathered. W^T has
+the codes of W, transposed, and never travels. It is not quantized again.
+
+A weight travels as codes if nobody reads it otherwise: both fprop and dgrad in NVFP4, in 16x16
+tiles. With tile16=0 the codes of W^T are others than those of W, and 16 rows of W that form a block
+of W^T belong to several ranks: then weights travel as BF16 and every rank quantizes them whole.
+
+Nothing here stops a run whose weights are not finite: the amax is then not finite either, and the
+linear layer that reads it says which it is.
+*/
+#ifndef LLMC_WEIGHTS_CPU_H
+#define LLMC_WEIGHTS_CPU_H
+
+#include "gpt2.h"
+#include "quantized_linear.h"
+#include "shards.h"
+
+typedef struct {
+    Shards shards;
+    const Recipe* recipe;
+    const ParamSpec* specs;
+    int L;
+    float* working;             // (num_params) what layers read; of coded weights only our part
+    QuantizedLinear* quantized; // (L, NUM_LINEARS)
+    Range coded[NUM_LINEARS];       // weights that travel as codes, all blocks of a linear together
+    Range plain[NUM_LINEARS + 1];   // the rest of the vector
+    size_t num_coded, num_plain;    // elements of these
+    uint8_t* codes;             // (num_coded / 2) the coded weights, packed: quantized[].w_q.codes
+    uint32_t* tile_amax;        // (num_coded / 256) as bits, in the same order
+    uint16_t* wire;             // (num_plain) BF16 of the plain ones, packed; NULL: they stay here
+} Weights;
+
+#define TILE_ELEMENTS (NVFP4_BLOCK * NVFP4_BLOCK)
+
+static inline int linear_param(int linear) {
+    static const int params[NUM_LINEARS] = { QKVW, PROJW, FCW, FCPROJW };
+    return params[linear];
+}
+
+// Do the linear layers of this block travel as codes?
+static inline int weights_coded(const Weights* w, int layer) {
+    return w->recipe->tile16 && recipe_quantizes(w->recipe, FPROP, layer, w->L)
+        && recipe_quantizes(w->recipe, DGRAD, layer, w->L);
+}
+
+static inline Nvfp4Matrix weights_matrix_alloc(uint8_t* codes, int rows, int cols) {
+    Nvfp4Matrix q;
+    q.rows = rows;
+    q.cols = cols;
+    q.codes = codes != NULL ? codes
+            : (uint8_t*)xmalloc(nvfp4_codes_size((size_t)rows, (size_t)cols), "NVFP4 codes");
+    q.block_scales = (uint8_t*)xcalloc(nvfp4_scales_size((size_t)rows, (size_t)cols),
+                                       "NVFP4 block scales");
+    q.amax = (float*)xcalloc(sizeof(float), "amax");
+    return q;
+}
+
+// `working` (num_params) is the caller's.
+static inline void weights_alloc(Weights* w, const Shards* shards, const Recipe* recipe,
+                                 const ParamSpec* specs, int L, float* working) {
+    memset(w, 0, sizeof(*w));
+    w->shards = *shards;
+    w->recipe = recipe;
+    w->specs = specs;
+    w->L = L;
+    w->working = working;
+    w->quantized = (QuantizedLinear*)xcalloc((size_t)L * NUM_LINEARS * sizeof(QuantizedLinear),
+                                             "quantized weights");
+    size_t plain_from = 0;
+    for (int i = 0; i < NUM_LINEARS; i++) {
+        const ParamSpec* spec = &specs[linear_param(i)];
+        w->coded[i].first = gpt2_param_offset(specs, linear_param(i), recipe->front);
+        for (int l = 0; l < L; l++) { w->coded[i].count += weights_coded(w, l) ? spec->size : 0; }
+        w->plain[i].first = plain_from;
+        w->plain[i].count = w->coded[i].first - plain_from;
+        plain_from = w->coded[i].first + w->coded[i].count;
+        w->num_coded += w->coded[i].count;
+    }
+    w->plain[NUM_LINEARS].first = plain_from;
+    w->plain[NUM_LINEARS].count = shards->size - plain_from;
+    w->num_plain = shards->size - w->num_coded;
+    w->codes = (uint8_t*)xmalloc(w->num_coded / 2, "NVFP4 codes");
+    w->tile_amax = (uint32_t*)xmalloc(w->num_coded / TILE_ELEMENTS * sizeof(uint32_t),
+                                      "amaxes of tiles");
+    if (shards->level > 0 && recipe->base != FORMAT_FP32) {
+        w->wire = (uint16_t*)xmalloc(w->num_plain * sizeof(uint16_t), "weights in BF16");
+    }
+    for (int l = 0; l < L; l++) {
+        for (int i = 0; i < NUM_LINEARS; i++) {
+            const ParamSpec* spec = &specs[linear_param(i)];
+            QuantizedLinear* q = &w->quantized[l * NUM_LINEARS + i];
+            size_t packed = ranges_before(w->coded, NUM_LINEARS,
+                                          gpt2_param_offset(specs, linear_param(i), l));
+            uint8_t* codes = weights_coded(w, l) ? w->codes + packed / 2 : NULL;
+            if (recipe_quantizes(recipe, FPROP, l, L)) {
+                q->w_q = weights_matrix_alloc(codes, spec->rows, spec->cols);
+            }
+            if (recipe_quantizes(recipe, DGRAD, l, L)) {
+                q->wT_q = weights_matrix_alloc(NULL, spec->cols, spec->rows);
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Weights that travel as codes
+
+// A coded weight, and what of it this rank holds.
+typedef struct {
+    QuantizedLinear* q;
+    const float* values;        // (OC,C)   those of our part are set
+    uint32_t* tile_amax;        // (OC/16, C/16)
+    size_t blocks, across;      // blocks of 16 elements altogether, and in a row
+    size_t first, end;          // blocks first .. end-1 are in our part
+} CodedWeight;
+
+static inline CodedWeight weights_at(const Weights* w, int layer, int linear) {
+    const ParamSpec* spec = &w->specs[linear_param(linear)];
+    Range all;
+    all.first = gpt2_param_offset(w->specs, linear_param(linear), layer);
+    all.count = spec->size;
+    Range own = range_overlap(all, w->shards.own);
+    size_t packed = ranges_before(w->coded, NUM_LINEARS, all.first);
+    CodedWeight c;
+    c.q = &w->quantized[layer * NUM_LINEARS + linear];
+    c.values = w->working + all.first;
+    c.tile_amax = w->tile_amax + packed / TILE_ELEMENTS;
+    c.blocks = spec->size / NVFP4_BLOCK;
+    c.across = (size_t)spec->cols / NVFP4_BLOCK;
+    c.first = own.count > 0 ? (own.first - all.first) / NVFP4_BLOCK : 0;
+    c.end = c.first + own.count / NVFP4_BLOCK;
+    return c;
+}
+
+// Where the tile of a block stands among the tiles.
+static inline size_t coded_tile(const CodedWeight* c, size_t block) {
+    return block / c->across / NVFP4_BLOCK * c->across + block % c->across;
+}
+
+// The largest magnitudes in our part, by tile.
+static inline void coded_tile_amaxes(const CodedWeight* c) {
+    memset(c->tile_amax, 0, c->blocks / NVFP4_BLOCK * sizeof(uint32_t));
+    for (size_t block = c->first; block < c->end; block++) {
+        uint32_t* tile = &c->tile_amax[coded_tile(c, block)];
+        uint32_t amax = nvfp4_amax_bits(c->values + block * NVFP4_BLOCK, NVFP4_BLOCK);
+        *tile = amax > *tile ? amax : *tile;
+    }
+}
+
+// From the agreed tile amaxes: the weight's amax, all block scales, and the codes of our part. The
+// bits are those of nvfp4_quantize with 16 block rows.
+static inline void coded_quantize(const CodedWeight* c) {
+    Nvfp4Matrix* w_q = &c->q->w_q;
+    Nvfp4Rounding nearest;
+    memset(&nearest, 0, sizeof(nearest));
+    uint32_t amax = 0;
+    for (size_t tile = 0; tile < c->blocks / NVFP4_BLOCK; tile++) {
+        amax = c->tile_amax[tile] > amax ? c->tile_amax[tile] : amax;
+    }
+    *w_q->amax = bits_float(amax);
+    if (amax >= FLOAT_INFINITY_BITS) { return; }
+    Nvfp4TensorScale tensor = nvfp4_tensor_scale(*w_q->amax);
+    for (size_t block = 0; block < c->blocks; block++) {
+        float tile_amax = bits_float(c->tile_amax[coded_tile(c, block)]);
+        uint8_t scale = nvfp4_block_scale(tile_amax, tensor);
+        w_q->block_scales[nvfp4_scale_offset(block / c->across, block % c->across,
+                                             (size_t)w_q->cols)] = scale;
+        if (block >= c->first && block < c->end) {
+            nvfp4_quantize_block(w_q->codes + block * (NVFP4_BLOCK / 2),
+                                 c->values + block * NVFP4_BLOCK,
+                                 nvfp4_block_inverse(scale, tensor), nearest, block);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+
+// Our part of the plain weights goes to all, theirs come here.
+static inline void weights_gather_plain(const Weights* w) {
+    const Shards* s = &w->shards;
+    size_t block_bytes = SHARD_BLOCK * (w->wire != NULL ? sizeof(uint16_t) : sizeof(float));
+    if (s->level == 0) { return; }
+    uint16_t* packed = w->wire;
+    for (int i = 0; packed != NULL && i <= NUM_LINEARS; i++) {
+        Range own = range_overlap(w->plain[i], s->own);
+        for (size_t j = own.first; j < own.first + own.count; j++) {
+            packed[j - w->plain[i].first] = bf16_from_float(w->working[j]);
+        }
+        packed += w->plain[i].count;
+    }
+    // under FP32 nothing is coded: the plain weights are all, and `working` is packed already
+    shards_gather(s, w->wire != NULL ? (void*)w->wire : (void*)w->working, w->plain,
+                  NUM_LINEARS + 1, block_bytes, RANKS_WEIGHTS, "weights");
+    packed = w->wire;
+    for (int i = 0; packed != NULL && i <= NUM_LINEARS; i++) {
+        float* working = w->working + w->plain[i].first;
+        for (size_t j = 0; j < w->plain[i].count; j++) { working[j] = bf16_to_float(packed[j]); }
+        packed += w->plain[i].count;
+    }
+}
+
+// The coded weights: amaxes, agreement, codes, the others' codes.
+static inline void weights_quantize_coded(const Weights* w) {
+    int first = w->recipe->front, layers = w->L - first - w->recipe->tail;
+    int count = w->num_coded > 0 ? layers * NUM_LINEARS : 0;
+    #pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < count; i++) {
+        CodedWeight c = weights_at(w, first + i / NUM_LINEARS, i % NUM_LINEARS);
+        coded_tile_amaxes(&c);
+    }
+    if (count > 0 && w->shards.level > 0) {
+        ranks_max_bits(w->shards.ranks, w->tile_amax, w->num_coded / TILE_ELEMENTS,
+                       "amaxes of the weights' tiles");
+    }
+    #pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < count; i++) {
+        CodedWeight c = weights_at(w, first + i / NUM_LINEARS, i % NUM_LINEARS);
+        coded_quantize(&c);
+    }
+    if (count > 0) {
+        shards_gather(&w->shards, w->codes, w->coded, NUM_LINEARS, NVFP4_BLOCK / 2,
+                      RANKS_CODES_AND_SCALES, "codes of the weights");
+    }
+    #pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < count; i++) {
+        QuantizedLinear* q = weights_at(w, first + i / NUM_LINEARS, i % NUM_LINEARS).q;
+        nvfp4_transpose(&q->wT_q, &q->w_q);
+    }
+}
+
+// Weights that are quantized, but travel as BF16: every rank has them whole by now.
+static inline void weights_quantize_plain(const Weights* w, float* scratch) {
+    int block_rows = w->recipe->tile16 ? NVFP4_BLOCK : 1;
+    Nvfp4Rounding nearest;
+    memset(&nearest, 0, sizeof(nearest));
+    for (int i = 0; i < w->L * NUM_LINEARS; i++) {
+        int layer = i / NUM_LINEARS, param = linear_param(i % NUM_LINEARS);
+        const ParamSpec* spec = &w->specs[param];
+        QuantizedLinear* q = &w->quantized[i];
+        if (weights_coded(w, layer)) { continue; }
+        const float* weight = w->working + gpt2_param_offset(w->specs, param, layer);
+        if (q->w_q.codes != NULL) {
+            nvfp4_quantize(&q->w_q, weight, block_rows, nearest);
+        }
+        if (q->wT_q.codes != NULL) {
+            hadamard_transpose(scratch, weight, spec->rows, spec->cols, 0);
+            nvfp4_quantize(&q->wT_q, scratch, block_rows, nearest);
+        }
+    }
+}
+
+// Our part of `working` is set; the rest of it, and all quantized weights, follow. scratch: (4C,C)
+static inline void weights_refresh(const Weights* w, float* scratch) {
+    weights_gather_plain(w);
+    weights_quantize_coded(w);
+    weights_quantize_plain(w, scratch);
+}
+
+#endif

@@ -41,16 +41,19 @@ typedef struct {
     int major, minor, fault, fp32_output, nan_scales;
     long fp4_calls, plain_calls, objects;
     char complaint[512];
+    int (*is_device)(const void* address);
 } Model;
 
-static const Model model_at_start = { 10, 0, CUBLASLT_MODEL_NO_FAULT, 1, 0, 0, 0, 0, "" };
-static Model model = { 10, 0, CUBLASLT_MODEL_NO_FAULT, 1, 0, 0, 0, 0, "" };
+static const Model model_at_start = { 10, 0, CUBLASLT_MODEL_NO_FAULT, 1, 0, 0, 0, 0, "", NULL };
+static Model model = { 10, 0, CUBLASLT_MODEL_NO_FAULT, 1, 0, 0, 0, 0, "", NULL };
 
-// Objects live on: a reset between two tests must not lose count of them.
+// Objects live on: a reset between two tests must not lose count of them. Memory stays what it is.
 void cublaslt_model_reset(void) {
     long objects = model.objects;
+    int (*is_device)(const void*) = model.is_device;
     model = model_at_start;
     model.objects = objects;
+    model.is_device = is_device;
 }
 
 void cublaslt_model_fault(int fault) { model.fault = fault; }
@@ -60,6 +63,7 @@ void cublaslt_model_capability(int major, int minor) {
     model.major = major;
     model.minor = minor;
 }
+void cublaslt_model_memory(int (*is_device)(const void* address)) { model.is_device = is_device; }
 long cublaslt_model_fp4_calls(void) { return model.fp4_calls; }
 long cublaslt_model_plain_calls(void) { return model.plain_calls; }
 long cublaslt_model_objects(void) { return model.objects; }
@@ -1022,6 +1026,28 @@ static cublasStatus_t check_call(const Problem* p, const cublasLtMatmulAlgo_t* a
     return check_scales((const uint8_t*)p->op.b_scale, p->n, p->k / 16, 'B');
 }
 
+// Matrices, scales, bias and workspace lie where kernels can reach them; alpha and beta there if the
+// pointer mode says so, else where the CPU can.
+static cublasStatus_t check_memory(const Problem* p, const void* A, const void* B, const void* C,
+                                   const void* D, const void* workspace, const void* alpha,
+                                   const void* beta) {
+    int scalars = p->op.pointer_mode == CUBLASLT_POINTER_MODE_DEVICE;
+    const struct { const void* address; int on_device; const char* name; } all[] = {
+        { A, 1, "A" }, { B, 1, "B" }, { C, 1, "C" }, { D, 1, "D" },
+        { workspace, 1, "the workspace" },
+        { p->fp4 ? p->op.a_scale : NULL, 1, "the scales of A" },
+        { p->fp4 ? p->op.b_scale : NULL, 1, "the scales of B" },
+        { p->op.epilogue == CUBLASLT_EPILOGUE_BIAS ? p->op.bias : NULL, 1, "the bias" },
+        { alpha, scalars, "alpha" }, { beta, scalars, "beta" } };
+    for (size_t i = 0; model.is_device != NULL && i < sizeof(all) / sizeof(all[0]); i++) {
+        if (all[i].address != NULL && model.is_device(all[i].address) != all[i].on_device) {
+            return INVALID("%s has to be in %s memory", all[i].name,
+                           all[i].on_device ? "device" : "host");
+        }
+    }
+    return CUBLAS_STATUS_SUCCESS;
+}
+
 // Kernels may leave anything in the workspace. Overwrites its ends, in case they are someone's.
 static void spoil(void* workspace, uint64_t bytes) {
     const uint64_t end = 4096;
@@ -1048,6 +1074,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t oper
     if (A == NULL || B == NULL || D == NULL || alpha == NULL || beta == NULL) {
         return INVALID("A, B, D, alpha or beta is NULL");
     }
+    status = check_memory(&p, A, B, C, D, workspace, alpha, beta);
+    if (status != CUBLAS_STATUS_SUCCESS) { return status; }
     float a, b;                     // FP32: the scale type
     memcpy(&a, alpha, sizeof(a));
     memcpy(&b, beta, sizeof(b));

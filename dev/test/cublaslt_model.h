@@ -40,6 +40,9 @@ void cublaslt_model_capability(int major, int minor);   // of the GPU to be; sta
 void cublaslt_model_fp32_output(int supported);         // FP4 products with FP32 D; start: 1
 void cublaslt_model_nan_scales(int allowed);    // 1: a NaN scale gives NaN; start: 0, it is refused
 
+// Tells memory that kernels can reach from memory that they cannot; start: NULL, not looked at.
+void cublaslt_model_memory(int (*is_device)(const void* address));
+
 long cublaslt_model_fp4_calls(void);    // FP4 products computed (refused ones do not count)
 long cublaslt_model_plain_calls(void);  // the same of BF16 and FP32 products
 long cublaslt_model_objects(void);      // handles, descriptors, layouts, preferences not destroyed

@@ -8,17 +8,22 @@ poisoned; who reads it back looks whether anything was written there.
 
 #include <stdlib.h>
 #include "../../llmc/cuda_common.cuh"
+#include "cublaslt_model.h"
 #include "tensor_check.h"
 
-// 1 if the kernels run on the CPU (cuda_on_cpu.h). Sizes that take too long there are left out, and
-// the test says so.
-#ifndef RUNS_ON_CPU
+// RUNS_ON_CPU is 1 if the kernels run on the CPU (cuda_on_cpu.h). Sizes that take too long there are
+// left out, and the test says so. The model of cuBLASLt has to know what device memory is.
+#ifdef RUNS_ON_CPU
+static inline void device_prepare(void) { cublaslt_model_memory(cuda_on_cpu_is_device); }
+#else
 #define RUNS_ON_CPU 0
+static inline void device_prepare(void) {}
 #endif
 
 // Returns 1 and says so if there is no GPU to test on.
 static inline int device_missing(const char* test) {
     int devices = 0;
+    device_prepare();
     if (cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0) { return 0; }
     report_skip(test, "no CUDA device");
     return 1;

@@ -805,6 +805,37 @@ static void test_options(cublasLtHandle_t handle) {
     call_free(&c);
 }
 
+// Every address on the wrong side is refused: those of the call on the host, or alpha on the device
+// when the host is to read it. Fails with: one of them not looked at; the pointer mode ignored.
+static const void* on_other_side;
+
+static int address_is_device(const void* address) { return address != on_other_side; }
+
+static void test_memory(cublasLtHandle_t handle) {
+    Call c = call_make(16, 24, 64, CUDA_R_4F_E2M1, CUDA_R_32F, 1, 0, 0);
+    fill_fp4(&c);
+    c.pointer_mode = CUBLASLT_POINTER_MODE_DEVICE;
+    c.alpha_pointer = &two_floats[0];
+    c.beta_pointer = &two_floats[1];
+    cublaslt_model_memory(address_is_device);
+    on_other_side = NULL;
+    int good = call_run(&c, handle);
+    const void* const addresses[] = { c.data[A], c.data[B], c.data[D], c.workspace, c.scales[0],
+                                      c.scales[1], c.alpha_pointer, c.beta_pointer };
+    for (size_t i = 0; i < COUNT(addresses); i++) {
+        on_other_side = addresses[i];
+        call_matmul(&c, handle);
+        good &= c.matmul == invalid && strstr(c.complaint, "device memory") != NULL;
+    }
+    on_other_side = NULL;
+    c.pointer_mode = CUBLASLT_POINTER_MODE_HOST;
+    good &= !call_run(&c, handle) && strstr(c.complaint, "alpha has to be in host memory") != NULL;
+    cublaslt_model_memory(NULL);
+    report(good, "memory", "%zu addresses on the wrong side, and alpha, refused",
+           COUNT(addresses));
+    call_free(&c);
+}
+
 // Every fault shows: in the status, or as another D than without it. Products of BF16 have none.
 // Fails with: alpha ignored in BF16 products too.
 static void test_faults(cublasLtHandle_t handle) {
@@ -1041,6 +1072,7 @@ int main(void) {
     test_plain_products(handle);
     test_rules(handle);
     test_options(handle);
+    test_memory(handle);
     test_faults(handle);
     must(cublasLtDestroy(handle));
     report(cublaslt_model_objects() == 0 && gap_bytes_touched == 0, "left behind",

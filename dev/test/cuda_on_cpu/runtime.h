@@ -24,12 +24,35 @@ static inline int device_shared_memory(void) {
     return (c == 80 || c == 87 ? 163 : c == 90 || c == 100 || c == 103 ? 227 : 99) << 10;
 }
 
+// ---------------------------------------------------------------------------------------------
+// Memory: starts as NaN, on a multiple of 256 bytes, as the real one. What was allocated is written
+// down, so that an address of the wrong side can be told.
+
+#define MOST_ALLOCATIONS 65536
+
+static struct { char* first; size_t bytes; } device_memory[MOST_ALLOCATIONS];
+static int device_allocations = 0;          // the free ones have first NULL
+
+// Is this address in memory of cudaMalloc?
+static int cuda_on_cpu_is_device(const void* address) {
+    for (int i = 0; i < device_allocations; i++) {
+        const char* first = device_memory[i].first;
+        if (first != NULL && (const char*)address >= first &&
+            (const char*)address < first + device_memory[i].bytes) { return 1; }
+    }
+    return 0;
+}
+
+// Are both addresses of a copy on the sides that it names? Nothing is copied from or to nowhere.
+static inline int copy_possible(const void* to, const void* from, cudaMemcpyKind kind) {
+    int to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+    int from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    return cuda_on_cpu_is_device(to) == to_device && cuda_on_cpu_is_device(from) == from_device;
+}
+
 extern "C" {
 
-// ---------------------------------------------------------------------------------------------
-// Memory: starts as NaN, on a multiple of 256 bytes, as the real one
-
-cudaError_t cudaMalloc(void** memory, size_t bytes) {
+cudaError_t cudaMallocHost(void** memory, size_t bytes) {
     *memory = NULL;
     if (bytes == 0) { return cudaSuccess; }
     if (posix_memalign(memory, 256, bytes) != 0) { return cudaErrorMemoryAllocation; }
@@ -37,9 +60,28 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
     return cudaSuccess;
 }
 
-cudaError_t cudaMallocHost(void** memory, size_t bytes) { return cudaMalloc(memory, bytes); }
-cudaError_t cudaFree(void* memory) { return free(memory), cudaSuccess; }
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
+    cudaError_t error = cudaMallocHost(memory, bytes);
+    if (*memory == NULL) { return error; }
+    int i = 0;
+    while (i < device_allocations && device_memory[i].first != NULL) { i++; }
+    if (i == MOST_ALLOCATIONS) { return cudaErrorMemoryAllocation; }
+    if (i == device_allocations) { device_allocations++; }
+    device_memory[i].first = (char*)*memory;
+    device_memory[i].bytes = bytes;
+    return cudaSuccess;
+}
+
 cudaError_t cudaFreeHost(void* memory) { return free(memory), cudaSuccess; }
+
+cudaError_t cudaFree(void* memory) {
+    if (memory == NULL) { return cudaSuccess; }
+    int i = 0;
+    while (i < device_allocations && device_memory[i].first != (char*)memory) { i++; }
+    if (i == device_allocations) { return cudaErrorInvalidValue; }
+    device_memory[i].first = NULL;
+    return cudaFreeHost(memory);
+}
 
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total) {
     *free_bytes = *total = (size_t)16 << 30;
@@ -47,6 +89,8 @@ cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total) {
 }
 
 cudaError_t cudaMemset(void* to, int value, size_t bytes) {
+    if (bytes == 0) { return cudaSuccess; }
+    if (!cuda_on_cpu_is_device(to)) { return cudaErrorInvalidValue; }
     return memset(to, value, bytes), cudaSuccess;
 }
 
@@ -56,11 +100,14 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
 
 cudaError_t cudaMemset2DAsync(void* to, size_t pitch, int value, size_t width, size_t height,
                               cudaStream_t) {
+    if (width > pitch || !cuda_on_cpu_is_device(to)) { return cudaErrorInvalidValue; }
     for (size_t row = 0; row < height; row++) { memset((char*)to + row * pitch, value, width); }
     return cudaSuccess;
 }
 
-cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+    if (bytes == 0) { return cudaSuccess; }
+    if (!copy_possible(to, from, kind)) { return cudaErrorInvalidValue; }
     return memmove(to, from, bytes), cudaSuccess;
 }
 
@@ -70,7 +117,10 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 }
 
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
-                              size_t width, size_t height, cudaMemcpyKind, cudaStream_t) {
+                              size_t width, size_t height, cudaMemcpyKind kind, cudaStream_t) {
+    if (width > to_pitch || width > from_pitch || !copy_possible(to, from, kind)) {
+        return cudaErrorInvalidValue;
+    }
     for (size_t row = 0; row < height; row++) {
         memmove((char*)to + row * to_pitch, (const char*)from + row * from_pitch, width);
     }
@@ -90,6 +140,7 @@ const char* cudaGetErrorString(cudaError_t error) {
     return error == cudaSuccess ? "no error"
            : error == cudaErrorInvalidConfiguration ? "invalid configuration argument"
            : error == cudaErrorMemoryAllocation ? "out of memory"
+           : error == cudaErrorInvalidValue ? "invalid argument: memory of the wrong side, or a size"
            : "an error of the CUDA runtime";
 }
 

@@ -76,7 +76,7 @@ template <typename Real> struct Activations {
     Real* dbt4c;            // (B,T,4C)     gradient inside a branch
     Real* dbtc;             // (B,T,C)      likewise
     float* attention_delta;     // (B,NH,T)
-    float* layernorm_scratch;   // layernorm_backward_scratch(C)
+    float* layernorm_scratch;   // layernorm_backward_scratch(C); encoder_backward uses it as well
     float* norm_scratch;        // GLOBAL_NORM_BLOCKS
 };
 
@@ -202,8 +202,10 @@ static void activations_alloc(Activations<Real>* a, const Recipe* recipe, const 
     a->dbt4c = (Real*)device_alloc(4 * BTC * real, "scratch");
     a->dbtc = (Real*)device_alloc(BTC * real, "scratch");
     a->attention_delta = (float*)device_alloc(BT * (size_t)config->NH * sizeof(float), "scratch");
-    a->layernorm_scratch = (float*)device_alloc(
-        layernorm_backward_scratch(config->C) * sizeof(float), "scratch");
+    size_t sums = layernorm_backward_scratch(config->C);
+    size_t encoder_sums = encoder_backward_scratch((int)BT, config->C);
+    if (encoder_sums > sums) { sums = encoder_sums; }   // of 262,144 tokens and more
+    a->layernorm_scratch = (float*)device_alloc(sums * sizeof(float), "scratch");
     a->norm_scratch = (float*)device_alloc(GLOBAL_NORM_BLOCKS * sizeof(float), "scratch");
     a->blocks = (BlockActivations<Real>*)xcalloc(L * sizeof(BlockActivations<Real>), "blocks");
     for (size_t l = 0; l < L; l++) { block_alloc(&a->blocks[l], a, recipe, (int)l, config, B, T); }
@@ -347,15 +349,15 @@ static void gpt2_load_batch(GPT2<Real>* model, const int* inputs_cpu, const int*
     cudaCheck(cudaEventSynchronize(slot->copied));
     memcpy(slot->tokens_cpu, inputs_cpu, (size_t)N * sizeof(int));
     memcpy(slot->tokens_cpu + N, targets_cpu, (size_t)N * sizeof(int));
-    int distinct = token_index_build(slot->tokens_cpu + 2 * (size_t)N, inputs_cpu, N,
-                                     model->config.V);
+    int* index = slot->tokens_cpu + 2 * (size_t)N;
+    TokenIndex tokens = token_index_build(index, inputs_cpu, N, model->config.V);
     size_t bytes = (2 * (size_t)N + token_index_size(N)) * sizeof(int);
     cudaCheck(cudaMemcpyAsync(slot->tokens, slot->tokens_cpu, bytes, cudaMemcpyHostToDevice,
                               model->stream));
     cudaCheck(cudaEventRecord(slot->copied, model->stream));
     model->inputs = slot->tokens;
     model->targets = slot->tokens + N;
-    model->token_index = token_index_view(slot->tokens + 2 * (size_t)N, N, distinct);
+    model->token_index = token_index_at(tokens, index, slot->tokens + 2 * (size_t)N);
 }
 
 // Runs inputs (B,T) through the model and adds the sum of their losses against targets (B,T) to
@@ -449,8 +451,8 @@ template <typename Real> static void gpt2_backward(GPT2<Real>* model, int B, int
                            param(model, LN1W, l), b->ln1_mean, b->ln1_rstd, a->layernorm_scratch,
                            BT, C, stream);
     }
-    encoder_backward(grad(model, WTE, 0), grad(model, WPE, 0), dresidual, model->token_index, B, T,
-                     C, stream);
+    encoder_backward(grad(model, WTE, 0), grad(model, WPE, 0), dresidual, model->token_index,
+                     a->layernorm_scratch, B, T, C, stream);
 }
 
 template <typename Real> static void gpt2_zero_grad(GPT2<Real>* model) {

@@ -26,7 +26,7 @@ Plain C11 that nvcc also compiles for the device.
 HOST_DEVICE static inline void hadamard_sums(float* x /* (16) */) {
     UNROLL
     for (int r = 0; r < HADAMARD_SIZE; r++) {
-        x[r] = bits_float(float_bits(x[r]) ^ (HADAMARD_SIGNS >> r & 1u) << 31);
+        x[r] = HADAMARD_SIGNS >> r & 1u ? -x[r] : x[r];
     }
     UNROLL
     for (int stride = 1; stride < HADAMARD_SIZE; stride *= 2) {

@@ -20,9 +20,9 @@ The rules, in the order of the file (source: "Pretraining Large Language Models 
     code          = E2M1(x * block_inverse), to nearest or stochastically
 
 Plain C11 that nvcc also compiles for the device. The same input gives the same bits in both;
-dev/test proves it for every float. To keep it true: no product feeds a sum (a compiler would fuse
-the two and round once instead of twice), and the order of operations is part of the format, not a
-matter of taste.
+dev/test proves it for every float. To keep it true: no product feeds a sum unless it is exact (a
+compiler would fuse the two and round once instead of twice), the order of operations is part of the
+format, not a matter of taste, and subnormal floats count (no compiler flag that takes them as 0).
 */
 #ifndef LLMC_NVFP4_H
 #define LLMC_NVFP4_H
@@ -37,51 +37,65 @@ matter of taste.
 // ---------------------------------------------------------------------------------------------
 // E2M1, the 4-bit element: sign, 2 exponent bits, 1 mantissa bit
 
-// Codes 0..7 are 0, 0.5, 1, 1.5, 2, 3, 4, 6; bit 3 is the sign.
+// Codes 0..7 are 0, 0.5, 1, 1.5, 2, 3, 4, 6; bit 3 is the sign. Shifted to where a float has sign,
+// exponent and mantissa, the bits are those of the value / 2^126, because the biases differ by 126;
+// 0.5 is subnormal in both. The product is exact.
 HOST_DEVICE static inline float e2m1_to_float(uint8_t code) {
-    int e = (code >> 1) & 3, m = code & 1;
-    int halves = (e == 0) ? m : (2 + m) << (e - 1);     // the value in units of 0.5
-    float x = 0.5f * (float)halves;
-    return (code & 8) ? -x : x;
+    uint32_t sign = (code & 8u) << 28, magnitude = (code & 7u) << 22;
+    return bits_float(sign | magnitude) * 8.507059173023462e37f;    // 2^126
 }
 
-// E2M1 values are equally spaced within three ranges, and the codes count the steps:
+// |x| counted in codes is a curve of straight pieces, each half as steep as the one before: the
+// values are 0.5, then 1, then 2 apart.
 //
-//     |x|      below 2    2 to 4    4 to 6
-//     step     0.5        1         2
-//     codes    0 .. 4     4 .. 6    6, 7
+//     |x|       0 to 2    2 to 4     4 to 6       from 6
+//     count     2 |x|     2 + |x|    4 + |x|/2    7
 //
-// So a code is base + |x| / step, with base 0, 2, 4, and rounding |x| / step to an integer
-// rounds to a code. Steps are powers of two: the multiplication is exact. Both encoders clamp
-// |x| to 6 first; NaN gives +6 whatever its sign, as the hardware does, and the quantizers
-// never let it come to that.
-HOST_DEVICE static inline float e2m1_steps(float a) {           // |x| / step
-    return a * (a < 2.0f ? 2.0f : a < 4.0f ? 1.0f : 0.5f);
+// It bends downwards only, so the right piece is everywhere the lowest of the four. Rounding keeps
+// the order: the lowest of the rounded pieces is the rounded count. A tie goes to the even code,
+// because 2 and 4 are even.
+//
+// Pieces are rounded by adding 2^23, from where on floats are the integers: the low bits of the sum
+// are the count. Products with a power of two are exact, so a compiler may fuse them with the sum.
+// As integers, bits of positive floats order like the floats, and NaN is above all: it gives 7.
+#define E2M1_INTEGERS 8388608.0f        // 2^23
+
+HOST_DEVICE static inline uint32_t smaller_bits(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+HOST_DEVICE static inline uint32_t e2m1_sign(float x) { return float_bits(x) >> 31 << 3; }
+
+// Nearest code of an x that is not NaN; that of a NaN has its sign.
+HOST_DEVICE static inline uint32_t e2m1_nearest(float x) {
+    float a = fabsf(x);
+    uint32_t low = float_bits(a * 2.0f + E2M1_INTEGERS);
+    uint32_t middle = float_bits(a + (E2M1_INTEGERS + 2.0f));
+    uint32_t high = float_bits(a * 0.5f + (E2M1_INTEGERS + 4.0f));
+    uint32_t least = smaller_bits(smaller_bits(low, middle),
+                                  smaller_bits(high, float_bits(E2M1_INTEGERS + 7.0f)));
+    return least - float_bits(E2M1_INTEGERS) + e2m1_sign(x);
 }
 
-HOST_DEVICE static inline uint32_t e2m1_base(float a) {
-    return a < 2.0f ? 0u : a < 4.0f ? 2u : 4u;
-}
-
-HOST_DEVICE static inline uint8_t e2m1_with_sign(uint32_t code, float x) {
-    return (uint8_t)(x != x ? 7u : code | float_bits(x) >> 31 << 3);
-}
-
-// Nearest code; ties go to the even code, because the bases are even.
-HOST_DEVICE static inline uint8_t e2m1_from_float(float x) {
-    float a = fabsf(x) < 6.0f ? fabsf(x) : 6.0f;
-    return e2m1_with_sign(e2m1_base(a) + (uint32_t)(int)rintf(e2m1_steps(a)), x);
-}
-
-// Stochastic rounding: up with the probability of the position between the two neighbours, in steps
-// of 1/256. `random` is a byte, 0..255. `fixed` counts 256ths of a step; adding the random byte to
-// it carries into the next code exactly `fraction` times in 256.
+// Stochastic rounding of an x that is not NaN: up with the probability of the position between the
+// two neighbours, in steps of 1/256. `random` is a byte, 0..255. `fixed` is the count in 256ths,
+// cut off, from the same pieces; its low byte says in how many of 256 cases adding the random byte
+// carries into the next code.
 // A value on the grid stays; the expected value is at most 1/256 of a gap too small, because digits
 // behind the eighth are cut off.
+HOST_DEVICE static inline uint32_t e2m1_stochastic(float x, uint32_t random) {
+    float a = 512.0f * fabsf(x);                        // 256 * 2 |x|
+    uint32_t low = (uint32_t)(int)(a < 3072.0f ? a : 3072.0f);
+    uint32_t fixed = smaller_bits(smaller_bits(low, 512u + low / 2u), 1024u + low / 4u);
+    return ((fixed + random) >> 8) + e2m1_sign(x);
+}
+
+// Both of any x. NaN gives +6 whatever its sign, as the hardware does; the quantizers never let it
+// come to that.
+HOST_DEVICE static inline uint8_t e2m1_from_float(float x) {
+    return (uint8_t)(x != x ? 7u : e2m1_nearest(x));
+}
+
 HOST_DEVICE static inline uint8_t e2m1_from_float_stochastic(float x, uint32_t random) {
-    float a = fabsf(x) < 6.0f ? fabsf(x) : 6.0f;
-    uint32_t fixed = (uint32_t)(int)(256.0f * e2m1_steps(a));
-    return e2m1_with_sign(e2m1_base(a) + ((fixed + random) >> 8), x);
+    return (uint8_t)(x != x ? 7u : e2m1_stochastic(x, random));
 }
 
 // Two codes to a byte: the even-numbered element in the low nibble.
@@ -92,30 +106,36 @@ HOST_DEVICE static inline uint8_t e2m1_pack(uint8_t even, uint8_t odd) {
 // ---------------------------------------------------------------------------------------------
 // E4M3, the 8-bit block scale: sign, 4 exponent bits (bias 7), 3 mantissa bits; no infinity
 
-// Subnormals count in units of 2^-9; 0x7f and 0xff are NaN; the largest value is 448 (0x7e).
+// Without sign, for block scales, which are never NaN; then with all that the format has. The
+// largest value is 448 (0x7e); 0x7f and 0xff are NaN.
+
+// As for E2M1, but the distance of the biases is 120.
+HOST_DEVICE static inline float e4m3_magnitude_to_float(uint32_t byte /* 0 .. 0x7e */) {
+    return bits_float(byte << 20) * 1.329227995784916e36f;          // 2^120
+}
+
+// Nearest E4M3, ties to even, saturating at 448, of a >= 0. Neighbours are 2^(e-3) apart, where e
+// is the exponent of a, or -6, which subnormals share. Adding 2^(e-3+23), from where on floats are
+// as far apart, rounds to them; the low bits of the sum count them.
+HOST_DEVICE static inline uint32_t e4m3_magnitude_from_float(float a) {
+    a = fminf(a, 448.0f);
+    uint32_t exponent = float_bits(a) >> 23;                        // e + 127
+    if (exponent < 121) { exponent = 121; }
+    uint32_t large = (exponent + 20) << 23;
+    uint32_t count = float_bits(a + bits_float(large)) - large;     // 0 .. 16
+    return ((exponent - 121) << 3) + count;                         // 16 carries into the exponent
+}
+
 HOST_DEVICE static inline float e4m3_to_float(uint8_t byte) {
-    uint32_t e = (byte >> 3) & 15u, m = byte & 7u;
-    float x;
-    if ((byte & 0x7f) == 0x7f) {
-        x = bits_float(0x7fc00000u);
-    } else if (e == 0) {
-        x = (float)m * (1.0f / 512.0f);
-    } else {
-        x = bits_float((e + 120u) << 23 | m << 20);
-    }
+    uint32_t magnitude = byte & 0x7fu;
+    float x = magnitude == 0x7f ? bits_float(0x7fc00000u) : e4m3_magnitude_to_float(magnitude);
     return (byte & 0x80) ? -x : x;
 }
 
-// Nearest E4M3, ties to even, saturating at 448. NaN gives 0x7f whatever its sign, as cuda_fp8.h.
+// NaN gives 0x7f whatever its sign, as cuda_fp8.h.
 HOST_DEVICE static inline uint8_t e4m3_from_float(float x) {
     if (x != x) { return 0x7f; }
-    uint8_t sign = (uint8_t)(float_bits(x) >> 31 << 7);
-    float a = fminf(fabsf(x), 448.0f);
-    int e = (int)(float_bits(a) >> 23) - 127;           // floor(log2 a)
-    if (e < -6) { e = -6; }                             // subnormals share the exponent of 2^-6
-    float inverse_ulp = bits_float((uint32_t)(3 - e + 127) << 23);
-    int significand = (int)rintf(a * inverse_ulp);  // 0..16; multiplying by a power of 2 is exact
-    return (uint8_t)(sign | (((e + 6) << 3) + significand));    // 16 carries into the exponent
+    return (uint8_t)(float_bits(x) >> 31 << 7 | e4m3_magnitude_from_float(fabsf(x)));
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -137,13 +157,14 @@ HOST_DEVICE static inline Nvfp4TensorScale nvfp4_tensor_scale(float amax) {
 }
 
 HOST_DEVICE static inline uint8_t nvfp4_block_scale(float block_amax, Nvfp4TensorScale tensor) {
-    return e4m3_from_float(fminf(block_amax * tensor.inverse_by_6, FLOAT_LARGEST));
+    return (uint8_t)e4m3_magnitude_from_float(block_amax * tensor.inverse_by_6);
 }
 
 // Block scale 0 (a block 450,000 times smaller than the matrix's amax) gives FLT_MAX: its codes
 // become +-6, but the block still decodes to 0.
 HOST_DEVICE static inline float nvfp4_block_inverse(uint8_t block_scale, Nvfp4TensorScale tensor) {
-    return fminf(1.0f / (e4m3_to_float(block_scale) * tensor.scale), FLOAT_LARGEST);
+    float scale = e4m3_magnitude_to_float(block_scale) * tensor.scale;
+    return fminf(1.0f / scale, FLOAT_LARGEST);
 }
 
 // The factor that turns a GEMM of two matrices' (code value * block scale) into real numbers: the
@@ -227,7 +248,7 @@ HOST_DEVICE static inline uint32_t nvfp4_random_byte(Philox bytes, int element) 
 HOST_DEVICE static inline void nvfp4_quantize_block(uint8_t* codes /* (8) */,
                                                     const float* x /* (16) */, float block_inverse,
                                                     Nvfp4Rounding rounding, uint64_t block) {
-    uint8_t code[NVFP4_BLOCK];
+    uint32_t code[NVFP4_BLOCK];
     if (rounding.stochastic) {
         Philox bytes = nvfp4_random_bytes(rounding, block);
         uint32_t random[NVFP4_BLOCK];
@@ -235,14 +256,16 @@ HOST_DEVICE static inline void nvfp4_quantize_block(uint8_t* codes /* (8) */,
         for (int j = 0; j < NVFP4_BLOCK; j++) { random[j] = nvfp4_random_byte(bytes, j); }
         LANES
         for (int j = 0; j < NVFP4_BLOCK; j++) {
-            code[j] = e2m1_from_float_stochastic(x[j] * block_inverse, random[j]);
+            code[j] = e2m1_stochastic(x[j] * block_inverse, random[j]);
         }
     } else {
         LANES
-        for (int j = 0; j < NVFP4_BLOCK; j++) { code[j] = e2m1_from_float(x[j] * block_inverse); }
+        for (int j = 0; j < NVFP4_BLOCK; j++) { code[j] = e2m1_nearest(x[j] * block_inverse); }
     }
+    uint32_t words[2] = { 0, 0 };               // eight codes each, the first in the lowest nibble
     UNROLL
-    for (int j = 0; j < NVFP4_BLOCK; j += 2) { codes[j / 2] = e2m1_pack(code[j], code[j + 1]); }
+    for (int j = NVFP4_BLOCK - 1; j >= 0; j--) { words[j / 8] = words[j / 8] * 16u + code[j]; }
+    memcpy(codes, words, sizeof(words));
 }
 
 // ---------------------------------------------------------------------------------------------

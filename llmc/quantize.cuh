@@ -11,7 +11,8 @@ A quantizer has to know the amax of the whole matrix before it can write the fir
 are two passes: quantize_amax, then quantize_activation. For a weight, quantize_weight does both.
 
 Every number comes from the functions of nvfp4.h, random.h and hadamard.h; this file only moves the
-data. Blocks of 16 never leave the thread that owns them, so no result depends on the launch shape.
+data, and has the GPU find maxima and round to BF16 two values at a time, which gives the same bits.
+Blocks of 16 never leave the thread that owns them, so no result depends on the launch shape.
 
 The last step, to E2M1, may be left to the GPU's instructions (e2m1_sm100a.cuh) where the probe at
 start-up found that they give the same codes. The host says so with an E2m1Conversion.
@@ -41,12 +42,45 @@ __device__ static inline float pair_value(uint32_t pair, int second) {
     return bits_float(second ? pair & 0xffff0000u : pair << 16);
 }
 
-// For a matrix whose amax is known to be finite: fmaxf would drop a NaN.
-__device__ static inline float block_amax(const float* x /* (16) */) {
-    float amax = 0.0f;
+#define BLOCK_PAIRS (NVFP4_BLOCK / 2)
+
+__device__ static inline void block_values(float* x /* (16) */, const uint32_t* pairs /* (8) */) {
     UNROLL
-    for (int i = 0; i < NVFP4_BLOCK; i++) { amax = fmaxf(amax, fabsf(x[i])); }
-    return amax;
+    for (int i = 0; i < NVFP4_BLOCK; i++) { x[i] = pair_value(pairs[i / 2], i % 2); }
+}
+
+__device__ static inline __nv_bfloat162 pair_from_bits(uint32_t bits) {
+    __nv_bfloat162 pair;
+    memcpy((void*)&pair, &bits, sizeof(pair));
+    return pair;
+}
+
+__device__ static inline uint32_t pair_bits(__nv_bfloat162 pair) {
+    uint32_t bits;
+    memcpy(&bits, &pair, sizeof(bits));
+    return bits;
+}
+
+// Two maxima at a time. For a matrix whose amax is known to be finite: __hmax2 would drop a NaN.
+__device__ static inline float block_amax(const uint32_t* pairs /* (8) */) {
+    __nv_bfloat162 amax = __habs2(pair_from_bits(pairs[0]));
+    UNROLL
+    for (int i = 1; i < BLOCK_PAIRS; i++) {
+        amax = __hmax2(amax, __habs2(pair_from_bits(pairs[i])));
+    }
+    return fmaxf(__low2float(amax), __high2float(amax));
+}
+
+// hadamard_transform of a block. The GPU rounds two quarters of sums to BF16 at a time; it gives
+// the bits of bf16_round for every float, as test_numbers_cuda.cu sees.
+__device__ static inline void block_hadamard(uint32_t* pairs /* (8) */) {
+    float x[NVFP4_BLOCK];
+    block_values(x, pairs);
+    hadamard_sums(x);
+    UNROLL
+    for (int i = 0; i < BLOCK_PAIRS; i++) {
+        pairs[i] = pair_bits(__floats2bfloat162_rn(0.25f * x[2 * i], 0.25f * x[2 * i + 1]));
+    }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -158,18 +192,21 @@ __device__ static inline int quantize_block_by_instruction(uint8_t* codes /* (8)
     return done;
 }
 
-// Quantizes 16 values and stores them as block `block` of row `row`. amax is theirs,
-// or their tile's.
+// Quantizes 16 values and stores them as block `block` of row `row`. amax is theirs, or their
+// tile's. Row and block are unsigned: that their upper halves are 0 saves 64-bit arithmetic.
 template <int MAY_USE_INSTRUCTION>
-__device__ static inline void quantize_store(Nvfp4Matrix out, size_t row, size_t block,
-                                             const float* x /* (16) */, float amax,
+__device__ static inline void quantize_store(Nvfp4Matrix out, uint32_t row, uint32_t block,
+                                             const uint32_t* pairs /* (8) */, float amax,
                                              Nvfp4TensorScale tensor, Nvfp4Rounding rounding,
                                              E2m1Conversion conversion) {
-    size_t index = row * ((size_t)out.cols / NVFP4_BLOCK) + block;
+    uint32_t cols = (uint32_t)out.cols;
+    size_t index = (size_t)row * (cols / NVFP4_BLOCK) + block;
     uint8_t block_scale = nvfp4_block_scale(amax, tensor);
     float block_inverse = nvfp4_block_inverse(block_scale, tensor);
+    uint64_t drawn = nvfp4_random_block(rounding, row, block, cols);
+    float x[NVFP4_BLOCK];
+    block_values(x, pairs);
     uint8_t codes[8];
-    uint64_t drawn = nvfp4_random_block(rounding, row, block, (size_t)out.cols);
     if (!MAY_USE_INSTRUCTION || !quantize_block_by_instruction(codes, x, block_inverse, rounding,
                                                                drawn, conversion)) {
         nvfp4_quantize_block(codes, x, block_inverse, rounding, drawn);
@@ -177,7 +214,7 @@ __device__ static inline void quantize_store(Nvfp4Matrix out, size_t row, size_t
     uint2 words;
     memcpy(&words, codes, sizeof(words));
     ((uint2*)out.codes)[index] = words;
-    out.block_scales[nvfp4_scale_offset(row, block, (size_t)out.cols)] = block_scale;
+    out.block_scales[nvfp4_scale_offset(row, block, cols)] = block_scale;
 }
 
 // A block of threads quantizes one tile of 64 x 128, which passes through shared memory
@@ -204,9 +241,14 @@ quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT, const __nv_bfloat16* x /* (ro
                 Nvfp4Rounding roundingT, E2m1Conversion conversion) {
     __shared__ uint4 tile[TILE_ROWS][TILE_COLS / 8];
     __shared__ uint32_t tile_amax[TILE_ROWS / 16 * BLOCKS_ACROSS];  // of each 16x16 tile, as bits
+    __shared__ Nvfp4TensorScale tensor, tensorT;
     int first_row = (int)blockIdx.y * TILE_ROWS, first_col = (int)blockIdx.x * TILE_COLS;
     if (threadIdx.x < TILE_ROWS / 16 * BLOCKS_ACROSS) { tile_amax[threadIdx.x] = 0; }
     __syncthreads();
+
+    // divisions: one thread of the block for all
+    if (threadIdx.x == 0 && out.codes != NULL) { tensor = nvfp4_tensor_scale(*out.amax); }
+    if (threadIdx.x == 32 && outT.codes != NULL) { tensorT = nvfp4_tensor_scale(*outT.amax); }
 
     // this thread's blocks along the columns: block b of the tile, in rows r and r + 32
     int b = (int)threadIdx.x % BLOCKS_ACROSS, r = (int)threadIdx.x / BLOCKS_ACROSS;
@@ -223,50 +265,45 @@ quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT, const __nv_bfloat16* x /* (ro
         memcpy(&pairs[k][0], &low, sizeof(low));
         memcpy(&pairs[k][4], &high, sizeof(high));
         if (tile16) {
-            float values[16];
-            UNROLL
-            for (int i = 0; i < 16; i++) { values[i] = pair_value(pairs[k][i / 2], i % 2); }
-            atomicMax(&tile_amax[group * BLOCKS_ACROSS + b], float_bits(block_amax(values)));
+            atomicMax(&tile_amax[group * BLOCKS_ACROSS + b], float_bits(block_amax(pairs[k])));
         }
     }
     __syncthreads();
 
     if (out.codes != NULL) {
-        Nvfp4TensorScale tensor = nvfp4_tensor_scale(*out.amax);
         UNROLL
         for (int k = 0; k < 2; k++) {
             int row = first_row + r + 32 * k, group = (r + 32 * k) / 16;
             if (row >= rows || col >= cols) { continue; }
-            float values[16];
-            UNROLL
-            for (int i = 0; i < 16; i++) { values[i] = pair_value(pairs[k][i / 2], i % 2); }
             float amax = tile16 ? bits_float(tile_amax[group * BLOCKS_ACROSS + b])
-                                : block_amax(values);
-            quantize_store<MAY_USE_INSTRUCTION>(out, (size_t)row, (size_t)col / 16, values, amax,
-                                                tensor, rounding, conversion);
+                                : block_amax(pairs[k]);
+            quantize_store<MAY_USE_INSTRUCTION>(out, (uint32_t)row, (uint32_t)col / 16, pairs[k],
+                                                amax, tensor, rounding, conversion);
         }
     }
 
     int group = (int)threadIdx.x % 4, word = (int)threadIdx.x / 4;
     int rowT = first_row + 16 * group, colT = first_col + 2 * word;
     if (outT.codes != NULL && rowT < rows && colT < cols) {
-        Nvfp4TensorScale tensor = nvfp4_tensor_scale(*outT.amax);
         const uint32_t* words = (const uint32_t*)tile;
-        uint32_t pairsT[16];
+        uint32_t across[16];            // rows of two columns
         UNROLL
         for (int i = 0; i < 16; i++) {
-            pairsT[i] = words[(16 * group + i) * (TILE_COLS / 2) + (word ^ (8 * group))];
+            across[i] = words[(16 * group + i) * (TILE_COLS / 2) + (word ^ (8 * group))];
         }
         UNROLL
         for (int second = 0; second < 2; second++) {
-            float values[16];
+            uint32_t down[BLOCK_PAIRS];     // pairs along one of them
             UNROLL
-            for (int i = 0; i < 16; i++) { values[i] = pair_value(pairsT[i], second); }
-            if (hadamard) { hadamard_transform(values); }
+            for (int i = 0; i < BLOCK_PAIRS; i++) {
+                down[i] = __byte_perm(across[2 * i], across[2 * i + 1], second ? 0x7632 : 0x5410);
+            }
+            if (hadamard) { block_hadamard(down); }
             float amax = tile16 ? bits_float(tile_amax[group * BLOCKS_ACROSS + word / 8])
-                                : block_amax(values);
-            quantize_store<MAY_USE_INSTRUCTION>(outT, (size_t)(colT + second), (size_t)rowT / 16,
-                                                values, amax, tensor, roundingT, conversion);
+                                : block_amax(down);
+            quantize_store<MAY_USE_INSTRUCTION>(outT, (uint32_t)(colT + second),
+                                                (uint32_t)rowT / 16, down, amax, tensorT,
+                                                roundingT, conversion);
         }
     }
 }

@@ -114,7 +114,7 @@ static void run_kernel(int kernel, Buffers* b) {
             encoder_forward(x, b->tokens, b->wte, y, B, T, C, 0);
             break;
         case ENCODER_BACKWARD:
-            encoder_backward(b->params[0], b->params[1], x, b->index, B, T, C, 0);
+            encoder_backward(b->params[0], b->params[1], x, b->index, b->scratch, B, T, C, 0);
             break;
         case LAYERNORM_FORWARD:
             layernorm_forward(x, b->mean, b->rstd, y, b->weight, b->weight, (int)N, C, 0);
@@ -195,14 +195,16 @@ static void make_tokens(Buffers* b) {
         float uniform = random_uniform(philox4x32(2, (uint32_t)i, 0, 0, 0).word[0]);
         tokens_cpu[i] = (int)powf((float)V, uniform) - 1;
     }
-    int distinct = token_index_build(index_cpu, tokens_cpu, (int)N, V);
+    TokenIndex built = token_index_build(index_cpu, tokens_cpu, (int)N, V);
     size_t index_bytes = token_index_size((int)N) * sizeof(int);
     int* index = (int*)cuda_malloc(index_bytes, "bench");
     b->tokens = (int*)cuda_malloc(N * sizeof(int), "bench");
     cudaCheck(cudaMemcpy(b->tokens, tokens_cpu, N * sizeof(int), cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(index, index_cpu, index_bytes, cudaMemcpyHostToDevice));
-    b->index = token_index_view(index, (int)N, distinct);
-    b->distinct = (size_t)distinct;
+    b->index = token_index_at(built, index_cpu, index);
+    b->distinct = 0;
+    for (int i = 0; i < built.pieces.count; i++) { b->distinct += built.pieces.targets[i] >= 0; }
+    b->distinct += (size_t)built.wholes.count;
     free(tokens_cpu);
     free(index_cpu);
 }
@@ -215,6 +217,8 @@ int main(int argc, char** argv) {
     for (int i = 0; i < 4; i++) { b.params[i] = new_zeros(NUM_PARAMS); }
     size_t scratch = layernorm_backward_scratch(C);
     if (bias_backward_scratch(4 * C) > scratch) { scratch = bias_backward_scratch(4 * C); }
+    size_t encoder_scratch = encoder_backward_scratch((int)N, C);
+    if (encoder_scratch > scratch) { scratch = encoder_scratch; }
     b.logits = new_bf16(N * Vp);
     b.wte = new_bf16((size_t)Vp * C);
     b.weight = new_bf16(4 * C);

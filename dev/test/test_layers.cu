@@ -80,33 +80,89 @@ template <typename Real> static void test_encoder_forward(TestShape s) {
     free(wte); free(wpe); free(tokens); free(want); free(got);
 }
 
-// Every position has to appear once, under its own token, in ascending order.
-// Fails with: firsts[distinct] left out; the positions filled from the last to the first.
+// Every position has to appear once, under its own token, in ascending order; every partial sum
+// once, in ascending order, in the sum of its token. Only the last piece of a token may be short.
+// Fails with: firsts[pieces] or whole_firsts[wholes] left out; the positions filled from the last
+// to the first; pieces of ENCODER_PIECE + 1; >= in place of > in is_long; -partials in place of
+// -1 - partials.
 static void test_token_index(void) {
     const int N = 1000, V = 300;
     int* tokens = (int*)xcalloc(N * sizeof(int), "tokens");
     int* index = (int*)xcalloc(token_index_size(N) * sizeof(int), "token index");
-    fill_integers(tokens, N, 4, V);
-    for (int i = 0; i < N; i += 3) { tokens[i] = V - 1; }
-    int distinct = token_index_build(index, tokens, N, V);
-    TokenIndex view = token_index_view(index, N, distinct);
-    int wrong = view.firsts[0] != 0 || view.firsts[distinct] != N;
-    for (int i = 0; i < distinct; i++) {
-        wrong += i > 0 && view.tokens[i] <= view.tokens[i - 1];
-        wrong += view.firsts[i + 1] <= view.firsts[i];
-        for (int j = view.firsts[i]; j < view.firsts[i + 1]; j++) {
-            wrong += tokens[view.positions[j]] != view.tokens[i];
-            wrong += j > view.firsts[i] && view.positions[j] <= view.positions[j - 1];
+    fill_integers(tokens, N, 4, V - 2);
+    for (int i = 0; i < N; i += 3) { tokens[i] = V - 1; }                       // 334
+    for (int i = 1; i < 3 * ENCODER_PIECE; i += 3) { tokens[i] = V - 2; }       // one piece
+    TokenIndex built = token_index_build(index, tokens, N, V);
+    const RowSums* pieces = &built.pieces;
+    const RowSums* wholes = &built.wholes;
+    int wrong = pieces->firsts[0] != 0 || pieces->firsts[pieces->count] != N;
+    int partials = 0, last = -1;
+    wrong += wholes->count != 1 || wholes->targets[0] != V - 1 || wholes->firsts[0] != 0;
+    for (int i = 0; i < pieces->count; i++) {
+        int first = pieces->firsts[i], end = pieces->firsts[i + 1], target = pieces->targets[i];
+        int token = tokens[pieces->positions[first]];
+        wrong += end <= first || end - first > ENCODER_PIECE;
+        wrong += target < 0 ? token != V - 1 || target != -1 - partials : token != target;
+        wrong += target < 0 ? partials > 0 && last != token : token <= last;
+        wrong += target < 0 && partials == 0 && end - first < ENCODER_PIECE;
+        partials += target < 0;
+        last = token;
+        for (int j = first; j < end; j++) {
+            wrong += tokens[pieces->positions[j]] != token;
+            wrong += j > first && pieces->positions[j] <= pieces->positions[j - 1];
         }
     }
-    report(wrong == 0, "token_index_build", "%d positions of %d tokens, %d wrong", N, distinct,
-           wrong);
+    wrong += partials != 2 || wholes->firsts[wholes->count] != partials;
+    wrong += (size_t)partials > token_partials(N);
+    for (int i = 0; i < partials; i++) { wrong += wholes->positions[i] != i; }
+    report(wrong == 0, "token_index_build", "%d positions, %d pieces, %d partial sums, %d wrong", N,
+           pieces->count, partials, wrong);
     free(tokens);
     free(index);
 }
 
-// A third of the places holds the same token, so that one sum is long.
-// Fails with: occurrences from first + 1 on; the last warp of a block not added; = in place of +=.
+// What encoder_backward promises of its order: pieces of 256 occurrences; within each, every fourth
+// one by one, then the four sums; the pieces' sums in the same way. Adds inp (rows,C) at (list[i],
+// column), i in 0 .. n - 1; list NULL: at (i, column).
+static float sum_in_order(const float* inp, const int* list, int n, size_t C, size_t column) {
+    float total = 0.0f;
+    for (int y = 0; y < 4; y++) {
+        float sum = 0.0f;
+        for (int i = y; i < n; i += 4) { sum += inp[(size_t)(list ? list[i] : i) * C + column]; }
+        total += sum;
+    }
+    return total;
+}
+
+// dwte (V,C) += the sums of dout (N,C), in that order.
+static void sum_tokens_in_order(float* dwte, const float* dout, const int* tokens, int N, size_t V,
+                                size_t C) {
+    int* list = (int*)xcalloc(N * sizeof(int), "occurrences");
+    float* partials = new_floats(N / 256 + 1);
+    for (size_t token = 0; token < V; token++) {
+        int count = 0;
+        for (int i = 0; i < N; i++) {
+            if (tokens[i] == (int)token) { list[count++] = i; }
+        }
+        for (size_t c = 0; c < C && count > 0; c++) {
+            int pieces = 0;
+            for (int done = 0; done < count; done += 256) {
+                int n = count - done < 256 ? count - done : 256;
+                partials[pieces++] = sum_in_order(dout, list + done, n, C, c);
+            }
+            dwte[token * C + c] += pieces == 1 ? partials[0]
+                                               : sum_in_order(partials, NULL, pieces, 1, 0);
+        }
+    }
+    free(list);
+    free(partials);
+}
+
+// Two fifths of the places hold the same token, so that one sum is long.
+// Fails with: occurrences from first + 1 on; the last warp of a block not added; = in place of +=;
+// += for partial sums; row -target of partials; the second launch left out; partial sums read from
+// the index on the host; less scratch memory than partial sums (address sanitizer); pieces of another
+// length, or eight warps (both only in the exact check of the order).
 template <typename Real> static void test_encoder_backward(TestShape s) {
     size_t N = (size_t)s.B * s.T, C = (size_t)s.C, V = s.V < 5000 ? s.V : 5000;
     float* dout = new_values<Real>(N * C, 5, 0.1f, 1.0f);
@@ -114,7 +170,7 @@ template <typename Real> static void test_encoder_backward(TestShape s) {
     float* dwpe = new_values<float>(s.T * C, 7, 0.0f, 1.0f);
     int* tokens = (int*)xcalloc(N * sizeof(int), "tokens");
     fill_integers(tokens, N, 8, (int)V);
-    for (size_t i = 0; i < N; i += 3) { tokens[i] = (int)V - 1; }
+    for (size_t i = 0; i < N; i++) { tokens[i] = i % 5 < 2 ? (int)V - 1 : tokens[i]; }
 
     double* want_wte = new_doubles(V * C);
     double* bound_wte = new_doubles(V * C);   // first the sum of absolute values, then the bound
@@ -132,9 +188,10 @@ template <typename Real> static void test_encoder_backward(TestShape s) {
         }
     }
     // A token without occurrences has bound 0: it must not be touched. Each warp adds a quarter of
-    // the occurrences one by one.
+    // a piece one by one, then a quarter of the pieces' sums.
+    double additions = (N < ENCODER_PIECE ? N : ENCODER_PIECE) / 4.0 + N / ENCODER_PIECE / 4.0;
     for (size_t i = 0; i < V * C; i++) {
-        bound_wte[i] *= U * (N / 4.0 + 8.0);
+        bound_wte[i] *= U * (additions + 16.0);
         bound_wte[i] += bound_wte[i] > 0.0 ? U * fabs(want_wte[i]) : 0.0;
     }
     for (size_t i = 0; i < s.T * C; i++) {
@@ -142,9 +199,13 @@ template <typename Real> static void test_encoder_backward(TestShape s) {
     }
 
     int* index = (int*)xcalloc(token_index_size(N) * sizeof(int), "token index");
-    int distinct = token_index_build(index, tokens, (int)N, (int)V);
-    int* index_device = integers_to_device(index, token_index_size(N));
-    TokenIndex view = token_index_view(index_device, (int)N, distinct);
+    TokenIndex view = token_index_build(index, tokens, (int)N, (int)V);
+    view = token_index_at(view, index, integers_to_device(index, token_index_size(N)));
+    memset(index, 0xff, token_index_size(N) * sizeof(int));     // the copy has to do
+    float* scratch = device_tensor<float>(encoder_backward_scratch((int)N, s.C));
+    float* in_order = new_floats(V * C);
+    memcpy(in_order, dwte, V * C * sizeof(float));
+    sum_tokens_in_order(in_order, dout, tokens, (int)N, V, C);
     Real* dout_device = to_device<Real>(dout, N * C);
     float* dwte_device = device_tensor<float>(V * C);
     float* dwpe_device = device_tensor<float>(s.T * C);
@@ -153,7 +214,7 @@ template <typename Real> static void test_encoder_backward(TestShape s) {
     for (int run = 0; run < 2; run++) {
         device_set(dwte_device, dwte, V * C);
         device_set(dwpe_device, dwpe, s.T * C);
-        encoder_backward(dwte_device, dwpe_device, dout_device, view, s.B, s.T, s.C, 0);
+        encoder_backward(dwte_device, dwpe_device, dout_device, view, scratch, s.B, s.T, s.C, 0);
         from_device(got_wte[run], dwte_device, V * C);
         from_device(got_wpe[run], dwpe_device, s.T * C);
     }
@@ -161,13 +222,15 @@ template <typename Real> static void test_encoder_backward(TestShape s) {
                   bound_wte, shape2("vc", (int)V, s.C));
     check_bounded(name_of<Real>("encoder_backward dwpe", s.B, s.T, s.C), got_wpe[0], want_wpe,
                   bound_wpe, shape2("tc", s.T, s.C));
+    check_exact(name_of<Real>("... dwte order", s.B, s.T, s.C), got_wte[0], in_order,
+                shape2("vc", (int)V, s.C));
     check_exact(name_of<Real>("... dwte twice", s.B, s.T, s.C), got_wte[1], got_wte[0],
                 shape2("vc", (int)V, s.C));
     check_exact(name_of<Real>("... dwpe twice", s.B, s.T, s.C), got_wpe[1], got_wpe[0],
                 shape2("tc", s.T, s.C));
     device_free_all();
     free(dout); free(dwte); free(dwpe); free(tokens); free(index);
-    free(want_wte); free(bound_wte); free(want_wpe); free(bound_wpe);
+    free(want_wte); free(bound_wte); free(want_wpe); free(bound_wpe); free(in_order);
     for (int run = 0; run < 2; run++) { free(got_wte[run]); free(got_wpe[run]); }
 }
 
@@ -645,6 +708,8 @@ template <typename Real> static void test_type(void) {
         test_bias<Real>(N, 3 * s.C);
         test_classifier<Real>(s.V);
     }
+    TestShape long_sum = { 4, 1024, 48, 3, 257 };
+    test_encoder_backward<Real>(long_sum);      // 4096 places: 7 partial sums for one token
     test_layernorm_backward<Real>(9001, 48);    // more rows than blocks hold at a time
     test_bias<Real>(9001, 48);
     test_layernorm_backward<Real>(5, 6144);     // the widest row in float

@@ -107,8 +107,8 @@ static double e4m3_value(int byte) {
     return exponent == 0 ? ldexp(mantissa, -9) : ldexp(8 + mantissa, exponent - 10);
 }
 
-// Fails with: subnormal unit 1/256 in e4m3_to_float; `<< e` instead of `<< (e - 1)` in
-// e2m1_to_float; the lowest bit dropped in bf16_to_float.
+// Fails with: 2^121 in e4m3_magnitude_to_float; NaN not treated in e4m3_to_float; 2^127, or no sign,
+// in e2m1_to_float; the lowest bit dropped in bf16_to_float.
 static void test_decode(void) {
     Comparison e2m1 = {0}, e4m3 = {0}, bf16 = {0};
     for (int code = 0; code < 16; code++) {
@@ -189,9 +189,10 @@ static void compare_format(Comparison* c, uint8_t (*encode)(float), uint8_t sign
     }
 }
 
-// Fails with: rintf(x) replaced by (int)(x + 0.5f) in e2m1_from_float or e4m3_from_float; `a <=
-// 2.0f` in e2m1_base; the clamp of e at -6 left out, or that at 448 moved to 480; NaN not treated
-// in e2m1_with_sign; the sign of a NaN kept in e4m3_from_float.
+// Fails with: ties away from zero in one piece of e2m1_nearest; one of its four pieces left out, or
+// moved by 1; 2^22 or 2^24 in place of 2^23; the sign of -0 lost; NaN not treated in e2m1_from_float
+// or its stochastic twin; in e4m3, the exponent's limit left out or lower by 1, 448 moved to 480,
+// exponent + 19; the sign of a NaN kept in e4m3_from_float.
 static void test_nearest(void) {
     double e4m3_values[127];
     for (int byte = 0; byte < 127; byte++) { e4m3_values[byte] = e4m3_value(byte); }
@@ -263,7 +264,8 @@ static int stochastic_reference(double a, int random) {
 
 // Every gap between two codes in 1024 steps, and the floats next to each of them: all 256 bytes.
 // The expected value must be the position cut to 8 digits: on it or less than 1/256 of a gap below.
-// Fails with: `fixed + random + 1`; 128 instead of 256 parts of a step.
+// Fails with: `fixed + random + 1`; 1023 for 1024, or low / 4 in place of low / 2, in the pieces;
+// 512 |x| rounded, not cut off; its limit moved from 3072 to 4096.
 static void test_stochastic_exact(void) {
     Comparison codes = {0}, expectations = {0};
     for (int gap = 0; gap < 7; gap++) {

@@ -44,7 +44,7 @@ static void differences_report(const Differences* d, const char* name) {
     }
 }
 
-// Fails with: rintf(x) replaced by (int)(x + 0.5f) in e2m1_from_float; the sign of a NaN kept in
+// Fails with: ties away from zero below 2 in e2m1_nearest; the sign of a NaN kept in
 // e4m3_from_float (a mistake that this check found); NaN not treated in bf16_from_float.
 static void test_every_float(void) {
     enum { PARTS = 4096 };

@@ -8,7 +8,10 @@ down the columns for the random bytes; the random bytes of one direction used fo
 transform left out of amax, or of the codes; a limit of 16 rows less, or more; the last columns left
 out of amax; scale bytes in row-major order; fmaxf in place of the maximum over bits (NaN lost);
 alpha as amax_a * (amax_b / 7225344); a later operand overwriting the flag; the next block's scale in
-expand_kernel.
+expand_kernel; in block_amax, no absolute value of the first pair, or of the others, the upper values
+left out, or the last pair; in block_hadamard, a quarter left out, or a pair's values exchanged; the
+pairs of the other column, or a pair in the other order; the tensor scale of x for its transpose, or
+made only where x is quantized too, or no barrier behind it.
 */
 #include "../../llmc/quantize.cuh"
 #include "device_check.cuh"

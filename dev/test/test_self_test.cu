@@ -13,7 +13,7 @@ Faults in copies of the program that the self-test noticed as well, one at a tim
       for both; the Hadamard transform left out of amax, or of the codes; the last rows, or columns,
       left out of amax; scale bytes in row-major order, or one written into the padding; the next
       block's scale in expand_kernel; the amax of the neighbouring tile; subnormals taken as 0 in
-      block_amax, or fabsf left out of it; an inverse off by its last bit, or computed as
+      block_amax, or __habs2 left out of it; an inverse off by its last bit, or computed as
       inverse / block_scale; for the instruction, the wrong four values, one word of random bytes
       for all, another order of bytes
   by the other checks on the device   fmaxf in place of the maximum over bits, of x or of the sums

@@ -2,7 +2,7 @@
 The log of a run: DIR/log.jsonl, one JSON object a line.
 
     {"run":{"flags":{"-b":4,...},"program":"train_gpt2_fp32",...}}      at the start and each resume
-    {"step":0,"loss":5.54,"norm":2.1,"lr":0.0006,"ms":85.1,"tok_s":12034}
+    {"step":0,"loss":5.54,"norm":2.1,"lr":0.0006,"ms":85.1,"tok_s":12034}      a GPU adds "joules"
     {"step":20,"val_loss":3.92}
     {"wire":{"amax":96,"gradients":1048576,...}}    bytes that all ranks send in an update
 
@@ -123,7 +123,8 @@ static inline void logger_run(Logger* logger, const Flag* flags, int count, cons
 
 // 9 digits identify a float, so two logs that agree come from runs that agree.
 static inline void logger_step(Logger* logger, int step, float loss, float norm, float lr,
-                               double milliseconds, double tokens_per_second) {
+                               double milliseconds, double tokens_per_second,
+                               double joules) {
     if (logger->file == NULL) { return; }
     fprintf(logger->file, "{\"step\":%d", step);
     logger_number(logger, "loss", loss, 9);
@@ -131,6 +132,7 @@ static inline void logger_step(Logger* logger, int step, float loss, float norm,
     logger_number(logger, "lr", lr, 9);
     logger_number(logger, "ms", milliseconds, 6);
     logger_number(logger, "tok_s", tokens_per_second, 6);
+    if (isfinite(joules)) { logger_number(logger, "joules", joules, 6); }
     fputc('}', logger->file);
     logger_end_line(logger);
 }

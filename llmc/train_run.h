@@ -330,7 +330,8 @@ static inline void run_report_step(TrainRun* run, int step, float loss, float no
     double tok_s = (double)run_tokens_per_step(run) / (ms * 1e-3);
     if (step == run->start_step) { run_report_wire(run); }
     run->train_seconds += ms * 1e-3;
-    logger_step(&run->log, step, loss, norm, lr, ms, tok_s);
+    logger_step(&run->log, step, loss, norm, lr, ms, tok_s,
+                joules * (double)run_tokens_per_step(run));
     check(isfinite(loss) && isfinite(norm), "step %d: loss %g and gradient norm %g are not finite; "
           "the checkpoints written before are good; try a lower -l, or the recipe with more tail=",
           step, loss, norm);

@@ -732,13 +732,13 @@ static void write_full_log(const char* directory) {
 static void test_logger(void) {
     Logger log;
     logger_open(&log, in_workplace("run/log"), -1);
-    logger_step(&log, 0, 5.5f, NAN, 6e-4f, 12.5, 100000.0);
+    logger_step(&log, 0, 5.5f, NAN, 6e-4f, 12.5, 100000.0, 210.5);
     logger_val(&log, 10, 3.25f);
-    logger_step(&log, 10, 3.0f, 1.0f, 0.5f, 12.5, 8.0);
-    logger_step(&log, 9, 3.5f, 1.0f, 0.5f, 12.5, 8.0);
+    logger_step(&log, 10, 3.0f, 1.0f, 0.5f, 12.5, 8.0, NAN);
+    logger_step(&log, 9, 3.5f, 1.0f, 0.5f, 12.5, 8.0, NAN);
     logger_close(&log);
     const char* first = "{\"step\":0,\"loss\":5.5,\"norm\":null,\"lr\":0.000600000028,\"ms\":12.5,"
-                        "\"tok_s\":100000}\n";
+                        "\"tok_s\":100000,\"joules\":210.5}\n";
     const char* ninth = "{\"step\":9,\"loss\":3.5,\"norm\":1,\"lr\":0.5,\"ms\":12.5,\"tok_s\":8}\n";
     const char* tenth = "{\"step\":10,\"loss\":3,\"norm\":1,\"lr\":0.5,\"ms\":12.5,\"tok_s\":8}\n";
     const char* path = in_workplace("run/log/log.jsonl");
@@ -764,7 +764,7 @@ static void test_logger(void) {
            "log of a new run", "begins empty, the older one is kept beside it");
 
     logger_open(&log, "", -1);
-    logger_step(&log, 0, 1.0f, 1.0f, 1.0f, 1.0, 1.0);
+    logger_step(&log, 0, 1.0f, 1.0f, 1.0f, 1.0, 1.0, NAN);
     logger_val(&log, 0, 1.0f);
     logger_close(&log);
     report(log.file == NULL, "log without directory", "writes nothing");

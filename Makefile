@@ -36,6 +36,7 @@ endif
 # The compute capability, without its dot (90), of the first GPU that can run our kernels: 8.0 or
 # newer. Empty if there is none. The pattern keeps out what nvidia-smi prints in place of a number
 # when it fails.
+comma := ,
 GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | \
                awk -F. '/^[0-9]+\.[0-9]+$$/ && $$1 >= 8 { print $$1 $$2; exit }')
 
@@ -64,6 +65,16 @@ NVCCFLAGS = -std=c++17 -O3 -I. -diag-suppress 177 \
             -Xcompiler -Wall,-Wno-unknown-pragmas,-ffp-contract=off,-fno-math-errno,-fopenmp
 CUDA_LIBS = -lcublasLt -ldl -Xlinker -rpath -Xlinker $(CUDA_HOME)/lib64
 
+# NCCL, for more than one GPU: its header and its library, and MPI, which starts the ranks.
+NCCL_H   := $(firstword $(wildcard $(if $(CUDA_HOME),$(CUDA_HOME)/include/nccl.h) /usr/include/nccl.h))
+NCCL_LIB := $(firstword $(wildcard $(if $(CUDA_HOME),$(CUDA_HOME)/lib64/libnccl.so) \
+                                   /usr/lib/*/libnccl.so /usr/lib64/libnccl.so))
+NCCL     := $(if $(MPI_LIBS),$(if $(NCCL_LIB),$(NCCL_H)))
+ifneq ($(NCCL),)
+NVCCFLAGS += -DLLMC_MPI -DLLMC_NCCL $(filter -I% -D%,$(MPI_CFLAGS)) -I$(dir $(NCCL))
+CUDA_LIBS += -L$(dir $(NCCL_LIB)) -Xlinker --as-needed -lnccl $(patsubst -Wl$(comma)%,-Xlinker %,$(filter -L% -l% -Wl$(comma)%,$(MPI_LIBS)))
+endif
+
 # The run's log names the commit that the program was built from. The stamp changes only when the
 # commit does, so nothing is rebuilt without need.
 COMMIT := $(or $(shell GIT_OPTIONAL_LOCKS=0 git describe --always --dirty 2>/dev/null),unknown)
@@ -77,7 +88,7 @@ CUDA_TESTS = $(patsubst dev/test/%.cu,build/test/cuda/%,$(wildcard dev/test/*.cu
 # CUDA tests that also run on the CPU, without nvcc or a GPU: dev/test/cuda_on_cpu tells how.
 CPU_TESTS  = $(filter $(wildcard dev/test/*.cu),$(patsubst %,dev/test/%.cu,\
                  test_quantize test_e2m1_instruction test_gemm test_gemm_fp4 test_layers \
-                 test_attention test_numbers_cuda test_self_test test_model))
+                 test_attention test_numbers_cuda test_self_test test_model test_ranks_model))
 CUDA_TESTS_ON_CPU = $(CPU_TESTS:dev/test/%.cu=build/test/cpu/%)
 BENCHES    = $(patsubst dev/bench/%.c,build/bench/%,$(wildcard dev/bench/*.c)) \
              $(if $(WHY_NO_CUDA),,$(patsubst dev/bench/%.cu,build/bench/cuda/%,$(wildcard dev/bench/*.cu)))
@@ -130,15 +141,25 @@ CPU_FLAGS = -std=c++17 $(CPU_LEVEL) -g -march=native -ffp-contract=off -fno-math
             -include dev/test/cuda_on_cpu/cuda_on_cpu.h
 CPU_COPIES = $(CUDA_HEADERS:%=build/cpu/%) build/cpu/train_gpt2_nvfp4.cu
 
-build/test/cpu/%: build/cpu/dev/test/%.cu $(CPU_COPIES) build/cpu/cublaslt_model.o Makefile
+# With MPI and NCCL's header, also a model of NCCL: several ranks, each a process.
+CPU_MODELS = build/cpu/cublaslt_model.o $(if $(NCCL),build/cpu/nccl_model.o)
+CPU_RANKS  = $(if $(NCCL),-DLLMC_MPI -DLLMC_NCCL $(MPI_CFLAGS))
+CPU_LIBS   = $(CPU_MODELS) -ldl $(if $(NCCL),$(MPI_LIBS))
+
+build/test/cpu/%: build/cpu/dev/test/%.cu $(CPU_COPIES) $(CPU_MODELS) Makefile
 	@mkdir -p $(@D)
-	g++ $(CPU_FLAGS) $(DEPENDENCIES) -o $@ -x c++ $< -x none build/cpu/cublaslt_model.o -ldl
+	g++ $(CPU_FLAGS) $(CPU_RANKS) $(DEPENDENCIES) -o $@ -x c++ $< -x none $(CPU_LIBS)
+
+# The trainer itself, without the sanitizers.
+build/cpu/train_gpt2_nvfp4: build/cpu/train_gpt2_nvfp4.cu $(CPU_COPIES) $(CPU_MODELS) Makefile
+	g++ $(filter-out -fsanitize% -fno-sanitize%,$(CPU_FLAGS)) $(CPU_RANKS) $(DEPENDENCIES) \
+	    -o $@ -x c++ $< -x none $(CPU_LIBS)
 
 build/cpu/%: % dev/test/cuda_on_cpu/translate.sh
 	@mkdir -p $(@D)
 	dev/test/cuda_on_cpu/translate.sh $< > $@ || { rm -f $@; false; }
 
-build/cpu/cublaslt_model.o: dev/test/cublaslt_model.c Makefile
+build/cpu/%_model.o: dev/test/%_model.c Makefile
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -isystem $(CUDA_HOME)/include $(DEPENDENCIES) -c -o $@ $<
 

@@ -15,8 +15,13 @@ llmc/quantize.cuh, the llmc/gemm*.cuh files (what an NVFP4 GEMM is on which GPU)
 the other kernels.
 
 Two runs give the same bits, and a resumed run those of one that was never interrupted. On
-GPUs without FP4 tensor cores the FP4 GEMM is emulated: exact in every product. This
-version trains on one GPU.
+GPUs without FP4 tensor cores the FP4 GEMM is emulated: exact in every product.
+
+Started by mpirun -np N it trains on N GPUs, one for each rank; llmc/shards.h says who holds what,
+llmc/multi_rank_nccl.cuh how it travels. With one rank the calls for that do nothing. Gradients are
+summed over the ranks on a stream of their own while the backward pass goes on; N ranks compute what
+one computes but for the order of sums over tokens, which is NCCL's. It has not run on several GPUs
+yet: dev/test/test_ranks_model.cu runs it on the CPU, on a model of NCCL.
 
 Errors end the program with one message; a library would return them.
 */
@@ -37,7 +42,9 @@ Errors end the program with one message; a library would return them.
 #include "llmc/global_norm.cuh"     // global_norm_squared, sum_losses
 #include "llmc/layernorm.cuh"       // layernorm_forward, layernorm_backward
 #include "llmc/linear.cuh"          // linear_forward, linear_backward
+#include "llmc/multi_rank_nccl.cuh" // DeviceRanks: collectives between GPUs
 #include "llmc/self_test.cuh"       // self_test, HardwarePaths
+#include "llmc/weights.cuh"         // Weights: from sharded masters to what the layers read
 
 // ---------------------------------------------------------------------------------------------
 // The model and what one micro-batch leaves behind for the backward pass. Pointers lead to the
@@ -88,17 +95,36 @@ typedef struct {
     cudaEvent_t copied;     // tokens_cpu may be written again
 } BatchSlot;
 
+// Gradients that are complete at the same time, under ZeRO-2: their place in GPT2.grads is free
+// again when their sum was taken from there.
+typedef struct {
+    int first, last, layer; // parameters first .. last of this block
+    int full;               // their sum over the ranks is there, or on its way
+    cudaEvent_t summed;
+} GradGroup;
+
+enum { GRADS_FINAL_NORM, GRADS_EMBEDDING, GRADS_BLOCKS, NUM_GRAD_GROUPS = GRADS_BLOCKS + 2 };
+
 template <typename Real> struct GPT2 {
     GPT2Config config;
     Recipe recipe;
     uint64_t seed;
     ParamSpec specs[NUM_PARAMS];
     size_t num_params;
-    float* params;          // FP32 master weights
-    Real* working;          // what the layers read: the masters rounded to the recipe's base format
-    float* grads;
-    float* m;               // AdamW moments
-    float* v;
+    Shards shards;          // which of them this rank owns: with one rank, all
+    DeviceRanks* ranks;
+    float* params;          // (own)        FP32 master weights
+    Real* working;          // (num_params) what the layers read: the masters rounded to the
+                            //              recipe's base format
+    float* grads;           // (num_params) but under ZeRO-2 those of two blocks at a time
+    ParamSpec grad_specs[NUM_PARAMS];   // where they lie in grads
+    size_t num_grads;       // in grads
+    GradGroup grad_groups[NUM_GRAD_GROUPS];
+    float* own_grads;       // (own)        summed over the ranks
+    int last_micro;         // 1: after this micro-batch gradients are complete
+    float* m;               // (own)        AdamW moments
+    float* v;               // (own)
+    Weights weights;        // those that come from other ranks
     Activations<Real> acts;
     Linear linear;
     Gemm gemm;
@@ -119,7 +145,8 @@ template <typename Real> static Real* param(const GPT2<Real>* model, int p, int 
 }
 
 template <typename Real> static float* grad(const GPT2<Real>* model, int p, int layer) {
-    return model->grads + gpt2_param_offset(model->specs, p, layer);
+    const ParamSpec* specs = model->grad_specs;     // of all blocks, or of two for all
+    return model->grads + gpt2_param_offset(specs, p, layer % specs[p].layers);
 }
 
 // The linear layer `linear` of block `layer`, for the calls of linear_forward and linear_backward.
@@ -135,11 +162,13 @@ static const struct { int weight, in, out; } linear_shapes[NUM_LINEARS] = {
     { QKVW, 1, 3 }, { PROJW, 1, 1 }, { FCW, 1, 4 }, { FCPROJW, 4, 1 },
 };
 
-// Quantized weights follow from the working weights; called whenever those change.
+// Quantized weights follow from the working weights, of which this rank has set its part; called
+// whenever those change.
 template <typename Real> static void gpt2_quantize_weights(GPT2<Real>* model) {
     int C = model->config.C;
+    weights_gather(&model->weights, model->working, model->ranks, model->stream);
     for (int l = 0; l < model->config.L; l++) {
-        for (int i = 0; i < NUM_LINEARS; i++) {
+        for (int i = 0; i < NUM_LINEARS && !weights_coded(&model->weights, l); i++) {
             linear_update_weight(&model->acts.blocks[l].linears[i],
                                  param(model, linear_shapes[i].weight, l), linear_shapes[i].out * C,
                                  linear_shapes[i].in * C, linear_at(model, l, i));
@@ -149,8 +178,9 @@ template <typename Real> static void gpt2_quantize_weights(GPT2<Real>* model) {
 
 // Working weights follow from the masters: after these were set from the host.
 template <typename Real> static void gpt2_refresh_working(GPT2<Real>* model) {
-    if ((void*)model->working != (void*)model->params) {
-        round_to_working((__nv_bfloat16*)model->working, model->params, model->num_params,
+    Range own = model->shards.own;
+    if (model->recipe.base == FORMAT_BF16) {            // else the masters lie in working
+        round_to_working((__nv_bfloat16*)model->working + own.first, model->params, own.count,
                          model->stream);
     }
     gpt2_quantize_weights(model);
@@ -161,7 +191,8 @@ template <typename Real> static void gpt2_refresh_working(GPT2<Real>* model) {
 // share the scratch memory, and X^T in NVFP4 stays.
 template <typename Real>
 static void block_alloc(BlockActivations<Real>* b, const Activations<Real>* a, const Recipe* recipe,
-                        int layer, const GPT2Config* config, size_t B, size_t T) {
+                        const Weights* weights, int layer, const GPT2Config* config, size_t B,
+                        size_t T) {
     size_t NH = (size_t)config->NH, BT = B * T, BTC = BT * (size_t)config->C, real = sizeof(Real);
     int keep_inputs = !recipe_quantizes(recipe, WGRAD, layer, config->L);
     b->ln1 = keep_inputs ? (Real*)device_alloc(BTC * real, "linear inputs") : a->dbtc;
@@ -184,17 +215,24 @@ static void block_alloc(BlockActivations<Real>* b, const Activations<Real>* a, c
         QuantizedLinear* q = &b->linears[i];
         memset(q, 0, sizeof(*q));
         // the two directions of a weight are quantized together, from one amax
-        if (fprop || dgrad) {
+        if (weights_coded(weights, layer)) {
+            q->w_q = linear_operand_at(weights_codes(weights, layer, i), out, in, "NVFP4 weights");
+            q->wT_q = linear_operand_alloc(in, out, "NVFP4 weights");
+        } else if (fprop || dgrad) {
             q->w_q = linear_operand_alloc(out, in, "NVFP4 weights");
             q->wT_q = linear_operand_alloc(in, out, "NVFP4 weights");
         }
-        if (!keep_inputs) { q->xT_q = linear_operand_alloc(in, (int)BT, "NVFP4 linear inputs"); }
+        if (!keep_inputs) {
+            q->xT_q = linear_operand_alloc(in, (int)BT, "NVFP4 linear inputs");
+            q->x_amax = q->xT_q.amax++;
+        }
+        weights->quantized[layer * NUM_LINEARS + i] = q;
     }
 }
 
 template <typename Real>
-static void activations_alloc(Activations<Real>* a, const Recipe* recipe, const GPT2Config* config,
-                              size_t B, size_t T) {
+static void activations_alloc(Activations<Real>* a, const Recipe* recipe, const Weights* weights,
+                              const GPT2Config* config, size_t B, size_t T) {
     size_t L = (size_t)config->L, C = (size_t)config->C, BT = B * T, BTC = BT * C,
            real = sizeof(Real);
     a->proj = (Real*)device_alloc(BTC * real, "scratch");
@@ -208,7 +246,9 @@ static void activations_alloc(Activations<Real>* a, const Recipe* recipe, const 
     a->layernorm_scratch = (float*)device_alloc(sums * sizeof(float), "scratch");
     a->norm_scratch = (float*)device_alloc(GLOBAL_NORM_BLOCKS * sizeof(float), "scratch");
     a->blocks = (BlockActivations<Real>*)xcalloc(L * sizeof(BlockActivations<Real>), "blocks");
-    for (size_t l = 0; l < L; l++) { block_alloc(&a->blocks[l], a, recipe, (int)l, config, B, T); }
+    for (size_t l = 0; l < L; l++) {
+        block_alloc(&a->blocks[l], a, recipe, weights, (int)l, config, B, T);
+    }
     a->encoded = (Real*)device_alloc(BTC * real, "residual stream");
     a->lnf = (Real*)device_alloc(BTC * real, "linear inputs");
     a->lnf_mean = (float*)device_alloc(BT * sizeof(float), "statistics");
@@ -268,6 +308,7 @@ static void linear_alloc(Linear* l, const GPT2Config* config, GemmPaths paths, i
         l->x_q[i] = linear_operand_at(codes, N, in, "NVFP4 scratch");
         l->dy_q[i] = linear_operand_at(codes, N, out, "NVFP4 scratch");
         l->dyT_q[i] = linear_operand_at(codesT, out, N, "NVFP4 scratch");
+        l->dyT_q[i].amax = l->dy_q[i].amax + 1;
     }
 }
 
@@ -278,9 +319,30 @@ static void slot_alloc(BatchSlot* slot, int N) {
     cudaCheck(cudaEventCreateWithFlags(&slot->copied, cudaEventDisableTiming));
 }
 
+// Gradients: of everything at once; or, under ZeRO-2, of two blocks and what lies outside the
+// blocks, and apart from those the sums of what this rank owns. Two, so that one can travel while
+// the next is computed.
+template <typename Real> static void gradients_alloc(GPT2<Real>* model) {
+    GPT2Config config = model->config;
+    Range own = model->shards.own;
+    if (model->shards.level == 2 && config.L > 2) { config.L = 2; }
+    size_t n = model->num_grads = gpt2_param_specs(model->grad_specs, &config);
+    model->grads = (float*)device_alloc(n * sizeof(float), "gradients");
+    if (model->shards.level < 2) {
+        model->own_grads = model->grads + own.first;
+        return;
+    }
+    cudaCheck(cudaMemset(model->grads, 0, n * sizeof(float)));
+    model->own_grads = (float*)device_alloc(own.count * sizeof(float), "gradients");
+    for (int i = 0; i < NUM_GRAD_GROUPS; i++) {
+        cudaCheck(cudaEventCreateWithFlags(&model->grad_groups[i].summed, cudaEventDisableTiming));
+    }
+}
+
+// `shards` tells which rank of how many this is, and is of the size of the model's parameters.
 template <typename Real>
 static void gpt2_build(GPT2<Real>* model, GPT2Config config, Recipe recipe, HardwarePaths hardware,
-                       int B, int T, uint64_t seed) {
+                       int B, int T, uint64_t seed, const Shards* shards, DeviceRanks* ranks) {
     memset(model, 0, sizeof(*model));
     model->config = config;
     model->recipe = recipe;
@@ -289,35 +351,42 @@ static void gpt2_build(GPT2<Real>* model, GPT2Config config, Recipe recipe, Hard
     model->T = T;
     cudaCheck(cudaStreamCreate(&model->stream));
     size_t n = model->num_params = gpt2_param_specs(model->specs, &config);
-    model->params = (float*)device_alloc(n * sizeof(float), "master weights");
-    model->working = (Real*)model->params;
+    model->shards = *shards;
+    model->ranks = ranks;
+    size_t own = shards->own.count;
     if (recipe.base == FORMAT_BF16) {
+        model->params = (float*)device_alloc(own * sizeof(float), "master weights");
         model->working = (Real*)device_alloc(n * sizeof(Real), "BF16 weights");
+    } else {
+        model->working = (Real*)device_alloc(n * sizeof(float), "master weights");
+        model->params = (float*)model->working + shards->own.first;
     }
-    model->grads = (float*)device_alloc(n * sizeof(float), "gradients");
-    model->m = (float*)device_alloc(n * sizeof(float), "AdamW moments");
-    model->v = (float*)device_alloc(n * sizeof(float), "AdamW moments");
-    cudaCheck(cudaMemset(model->m, 0, n * sizeof(float)));
-    cudaCheck(cudaMemset(model->v, 0, n * sizeof(float)));
+    gradients_alloc(model);
+    model->m = (float*)device_alloc(own * sizeof(float), "AdamW moments");
+    model->v = (float*)device_alloc(own * sizeof(float), "AdamW moments");
+    cudaCheck(cudaMemset(model->m, 0, own * sizeof(float)));
+    cudaCheck(cudaMemset(model->v, 0, own * sizeof(float)));
     model->loss_sum = (float*)device_alloc(sizeof(float), "scratch");
     model->norm_squared = (float*)device_alloc(sizeof(float), "scratch");
     for (int i = 0; i < 2; i++) { slot_alloc(&model->slots[i], B * T); }
 
-    activations_alloc(&model->acts, &model->recipe, &config, (size_t)B, (size_t)T);
+    weights_alloc(&model->weights, shards, &model->recipe, model->specs, config.L, sizeof(Real));
+    activations_alloc(&model->acts, &model->recipe, &model->weights, &config, (size_t)B, (size_t)T);
     model->linear.recipe = &model->recipe;
     model->linear.L = config.L;
     model->linear.seed = seed;
     model->linear.gemm = &model->gemm;
     model->linear.conversion = hardware.conversion;
+    model->linear.ranks = ranks;
     model->linear.stream = model->stream;
     linear_alloc(&model->linear, &config, hardware.paths, B * T);
 }
 
-// Masters and moments from host memory; whatever follows from them is made.
+// Masters and moments (own) from host memory; whatever follows from them is made.
 template <typename Real>
 static void gpt2_set_state(GPT2<Real>* model, const float* params_cpu, const float* m_cpu,
                            const float* v_cpu) {
-    size_t bytes = model->num_params * sizeof(float);
+    size_t bytes = model->shards.own.count * sizeof(float);
     cudaCheck(cudaMemcpy(model->params, params_cpu, bytes, cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(model->m, m_cpu, bytes, cudaMemcpyHostToDevice));
     cudaCheck(cudaMemcpy(model->v, v_cpu, bytes, cudaMemcpyHostToDevice));
@@ -326,8 +395,8 @@ static void gpt2_set_state(GPT2<Real>* model, const float* params_cpu, const flo
 
 template <typename Real>
 static void gpt2_get_state(const GPT2<Real>* model, float* params_cpu, float* m_cpu, float* v_cpu) {
-    size_t bytes = model->num_params * sizeof(float);
-    cudaCheck(cudaStreamSynchronize(model->stream));
+    size_t bytes = model->shards.own.count * sizeof(float);
+    device_ranks_wait(model->ranks, model->stream);
     cudaCheck(cudaMemcpy(params_cpu, model->params, bytes, cudaMemcpyDeviceToHost));
     cudaCheck(cudaMemcpy(m_cpu, model->m, bytes, cudaMemcpyDeviceToHost));
     cudaCheck(cudaMemcpy(v_cpu, model->v, bytes, cudaMemcpyDeviceToHost));
@@ -360,6 +429,17 @@ static void gpt2_load_batch(GPT2<Real>* model, const int* inputs_cpu, const int*
     model->token_index = token_index_at(tokens, index, slot->tokens + 2 * (size_t)N);
 }
 
+// The part of a forward pass of a rank that has no rows while others have: the collectives.
+template <typename Real> static void gpt2_forward_nothing(GPT2<Real>* model) {
+    for (int i = 0; i < model->config.L * NUM_LINEARS; i++) {
+        const Linear* l = linear_at(model, i / NUM_LINEARS, i % NUM_LINEARS);
+        if (!recipe_quantizes(&model->recipe, FPROP, l->layer, l->L)) { continue; }
+        float* amax = l->x_q[l->linear].amax;
+        cudaCheck(cudaMemsetAsync(amax, 0, sizeof(float), model->stream));
+        linear_agree(amax, 1, operand_name(OPERAND_X), l);
+    }
+}
+
 // Runs inputs (B,T) through the model and adds the sum of their losses against targets (B,T) to
 // model->loss_sum. With dloss not 0 the gradient of dloss * (sum of the losses) by the logits takes
 // the logits' place, for gpt2_backward.
@@ -371,6 +451,10 @@ static void gpt2_forward(GPT2<Real>* model, const int* inputs_cpu, const int* ta
     int C = model->config.C, NH = model->config.NH, V = model->config.V, Vp = model->config.Vp;
     int BT = B * T;
     size_t BTC = (size_t)BT * (size_t)C;
+    if (B == 0) {
+        gpt2_forward_nothing(model);
+        return;
+    }
     gpt2_load_batch(model, inputs_cpu, targets_cpu, B, T);
     model->linear.training = dloss != 0.0f;
 
@@ -408,6 +492,60 @@ static void gpt2_forward(GPT2<Real>* model, const int* inputs_cpu, const int* ta
     sum_losses(model->loss_sum, a->losses, BT, stream);
 }
 
+// Under ZeRO-2, before the place of these gradients is written to: adds this rank's part of their
+// sum over the ranks, which is on its way there, to own_grads, and clears the place.
+template <typename Real> static void gpt2_take_grads(GPT2<Real>* model, int group) {
+    GradGroup* g = &model->grad_groups[group];
+    if (!g->full) { return; }
+    g->full = 0;
+    cudaCheck(cudaStreamWaitEvent(model->stream, g->summed, 0));
+    for (int p = g->first; p <= g->last; p++) {
+        Range range = { gpt2_param_offset(model->specs, p, g->layer), model->specs[p].size };
+        Range own = range_overlap(range, model->shards.own);
+        float* sums = grad(model, p, g->layer);
+        adamw_add_gradient(model->own_grads + (own.first - model->shards.own.first),
+                           sums + (own.first - range.first), own.count, model->stream);
+        cudaCheck(cudaMemsetAsync(sums, 0, range.count * sizeof(float), model->stream));
+    }
+}
+
+// The gradients of parameters first .. last of this block are complete, for this micro-batch
+// (ZeRO-2) or for the update: sends them off to be summed over the ranks, while the next are
+// computed. Under ZeRO-1 and 2 each rank gets the sums of what it owns.
+template <typename Real>
+static void gpt2_sum_grads(GPT2<Real>* model, int first, int last, int layer, int group) {
+    DeviceRanks* ranks = model->ranks;
+    const Shards* shards = &model->shards;
+    char what[64];
+    if (ranks->ranks->size == 1 || (shards->level < 2 && !model->last_micro)) { return; }
+    snprintf(what, sizeof(what), "gradients from %s of block %d on", model->specs[first].name,
+             layer);
+    device_ranks_order(ranks, model->stream, ranks->side);
+    device_ranks_begin(ranks);
+    for (int p = first; p <= last; p++) {
+        Range range = { gpt2_param_offset(model->specs, p, layer), model->specs[p].size };
+        if (shards->level == 0) {
+            device_ranks_sum(ranks, grad(model, p, layer), range.count, ranks->side);
+        } else {
+            device_shards_sum(ranks, shards, grad(model, p, layer), range, ranks->side);
+        }
+    }
+    device_ranks_end(ranks, what, ranks->side);
+    if (shards->level < 2) { return; }
+    GradGroup* g = &model->grad_groups[group];
+    g->first = first;
+    g->last = last;
+    g->layer = layer;
+    g->full = 1;
+    cudaCheck(cudaEventRecord(g->summed, ranks->side));
+}
+
+// After the last micro-batch: what comes next on the stream finds all sums in own_grads.
+template <typename Real> static void gpt2_finish_grads(GPT2<Real>* model) {
+    device_ranks_order(model->ranks, model->ranks->side, model->stream);
+    for (int i = 0; i < NUM_GRAD_GROUPS; i++) { gpt2_take_grads(model, i); }
+}
+
 // Adds the gradients of the micro-batch that gpt2_forward has just seen to model->grads.
 template <typename Real> static void gpt2_backward(GPT2<Real>* model, int B, int T) {
     Activations<Real>* a = &model->acts;
@@ -418,16 +556,20 @@ template <typename Real> static void gpt2_backward(GPT2<Real>* model, int B, int
     const Real* dlogits = a->logits;
     Real* dresidual = a->dresidual;
 
+    gpt2_take_grads(model, GRADS_FINAL_NORM);
+    gpt2_take_grads(model, GRADS_EMBEDDING);
     linear_dgrad(a->dbtc, dlogits, param(model, WTE, 0), BT, C, Vp, &model->gemm, stream);
     linear_wgrad(grad(model, WTE, 0), dlogits, a->lnf, BT, C, Vp, &model->gemm, stream);
     cudaCheck(cudaMemsetAsync(dresidual, 0, BTC * sizeof(Real), stream));
     layernorm_backward(dresidual, grad(model, LNFW, 0), grad(model, LNFB, 0), a->dbtc,
                        a->blocks[L - 1].residual3, param(model, LNFW, 0), a->lnf_mean, a->lnf_rstd,
                        a->layernorm_scratch, BT, C, stream);
+    gpt2_sum_grads(model, LNFW, LNFB, 0, GRADS_FINAL_NORM);
 
     for (int l = L - 1; l >= 0; l--) {
         BlockActivations<Real>* b = &a->blocks[l];
         const Real* residual = l == 0 ? a->encoded : a->blocks[l - 1].residual3;
+        gpt2_take_grads(model, GRADS_BLOCKS + l % 2);
         linear_backward(a->dbt4c, grad(model, FCPROJW, l), grad(model, FCPROJB, l), dresidual,
                         b->fch_gelu, param(model, FCPROJW, l), &b->linears[LINEAR_FCPROJ], BT,
                         4 * C, C, linear_at(model, l, LINEAR_FCPROJ));
@@ -450,13 +592,21 @@ template <typename Real> static void gpt2_backward(GPT2<Real>* model, int B, int
         layernorm_backward(dresidual, grad(model, LN1W, l), grad(model, LN1B, l), a->dbtc, residual,
                            param(model, LN1W, l), b->ln1_mean, b->ln1_rstd, a->layernorm_scratch,
                            BT, C, stream);
+        gpt2_sum_grads(model, LN1W, FCPROJB, l, GRADS_BLOCKS + l % 2);
     }
     encoder_backward(grad(model, WTE, 0), grad(model, WPE, 0), dresidual, model->token_index,
                      a->layernorm_scratch, B, T, C, stream);
+    gpt2_sum_grads(model, WTE, WPE, 0, GRADS_EMBEDDING);
 }
 
 template <typename Real> static void gpt2_zero_grad(GPT2<Real>* model) {
-    cudaCheck(cudaMemsetAsync(model->grads, 0, model->num_params * sizeof(float), model->stream));
+    if (model->shards.level < 2) {
+        cudaCheck(cudaMemsetAsync(model->grads, 0, model->num_params * sizeof(float),
+                                  model->stream));
+    } else {
+        cudaCheck(cudaMemsetAsync(model->own_grads, 0, model->shards.own.count * sizeof(float),
+                                  model->stream));
+    }
 }
 
 template <typename Real> static void gpt2_zero_loss(GPT2<Real>* model) {
@@ -466,21 +616,27 @@ template <typename Real> static void gpt2_zero_loss(GPT2<Real>* model) {
 // Waits for the GPU and returns the sum of the losses since gpt2_zero_loss.
 template <typename Real> static float gpt2_loss_sum(const GPT2<Real>* model) {
     float sum;
+    device_ranks_wait(model->ranks, model->stream);
     cudaCheck(cudaMemcpyAsync(&sum, model->loss_sum, sizeof(float), cudaMemcpyDeviceToHost,
                               model->stream));
     cudaCheck(cudaStreamSynchronize(model->stream));
     return sum;
 }
 
-// Length of the gradient over all parameters. Waits for the GPU.
+// Length of the gradient over all parameters, of which each rank takes its part. Waits for the GPU.
 template <typename Real> static float gpt2_gradient_norm(const GPT2<Real>* model) {
     float squared;
-    global_norm_squared(model->norm_squared, model->grads, model->num_params,
+    Range part = model->shards.part;
+    global_norm_squared(model->norm_squared,
+                        model->own_grads + (part.first - model->shards.own.first), part.count,
                         model->acts.norm_scratch, model->stream);
+    device_ranks_wait(model->ranks, model->stream);
     cudaCheck(cudaMemcpyAsync(&squared, model->norm_squared, sizeof(float), cudaMemcpyDeviceToHost,
                               model->stream));
     cudaCheck(cudaStreamSynchronize(model->stream));
-    return sqrtf(squared);
+    double total = (double)squared;
+    ranks_sum_double(model->shards.ranks, &total, 1, "gradient norm");
+    return sqrtf((float)total);
 }
 
 // Stops the program if an operand of a quantized GEMM was not finite. Waits for the GPU.
@@ -503,12 +659,15 @@ static void gpt2_update(GPT2<Real>* model, float learning_rate, float weight_dec
                                                                : NULL;
     for (int p = 0; p < NUM_PARAMS; p++) {
         const ParamSpec* spec = &model->specs[p];
-        size_t begin = spec->offset, count = spec->size * (size_t)spec->layers;
+        Range tensor = { spec->offset, spec->size * (size_t)spec->layers };
+        Range here = range_overlap(tensor, model->shards.own);
+        size_t begin = here.first - model->shards.own.first;
         AdamW adamw = adamw_step(learning_rate, spec->decay ? weight_decay : 0.0f, grad_scale,
                                  step);
-        adamw_update(model->params + begin, working != NULL ? working + begin : NULL,
-                     model->grads + begin, model->m + begin, model->v + begin, count, adamw,
-                     model->stream);
+        if (here.count == 0) { continue; }
+        adamw_update(model->params + begin, working != NULL ? working + here.first : NULL,
+                     model->own_grads + begin, model->m + begin, model->v + begin, here.count,
+                     adamw, model->stream);
     }
     gpt2_quantize_weights(model);
 }
@@ -522,38 +681,43 @@ template <typename Real>
 static float train_step(GPT2<Real>* model, TrainRun* run, int step, float learning_rate,
                         float* norm) {
     const TrainConfig* c = &run->config;
+    int ranks = run->ranks.size;
     gpt2_zero_grad(model);
     gpt2_zero_loss(model);
     float share = 1.0f / (float)run->micro_steps;
     for (int micro = 0; micro < run->micro_steps; micro++) {
         run_batch(run, step, micro);
         model->micro_step = (uint32_t)step * (uint32_t)run->micro_steps + (uint32_t)micro;
-        gpt2_forward(model, run->inputs, run->targets, c->B, c->T, share / (float)(c->B * c->T));
+        model->last_micro = micro + 1 == run->micro_steps;
+        gpt2_forward(model, run->inputs, run->targets, c->B, c->T,
+                     share / (float)(c->B * c->T * ranks));
         gpt2_backward(model, c->B, c->T);
+        device_ranks_mark(model->ranks, "a micro-batch", model->stream);
     }
+    gpt2_finish_grads(model);
     *norm = gpt2_gradient_norm(model);
     gpt2_check_finite(model, step);
     float grad_scale = c->clip_norm > 0.0f && *norm > c->clip_norm ? c->clip_norm / *norm : 1.0f;
     gpt2_update(model, learning_rate, c->weight_decay, grad_scale, step);
-    return gpt2_loss_sum(model) * share / (float)(c->B * c->T);
+    float loss = gpt2_loss_sum(model) * share / (float)(c->B * c->T);
+    return (float)(run_sum(run, loss, "loss") / ranks);
 }
 
 // Mean loss over the first val_rows rows of the validation data, the same ones every time.
 template <typename Real> static float estimate_loss(GPT2<Real>* model, TrainRun* run) {
     double sum = 0.0;
-    for (uint64_t row = 0; row < run->val_rows; row += (uint64_t)run->config.B) {
-        uint64_t left = run->val_rows - row;
-        int rows = left < (uint64_t)run->config.B ? (int)left : run->config.B;
-        dataloader_batch(&run->val, run->inputs, run->targets, row, rows);
+    for (uint64_t row = 0; row < run->val_rows; row += run_batch_rows(run)) {
+        int rows = run_val_batch(run, row);             // may be 0, but all ranks go on together
         gpt2_zero_loss(model);
         gpt2_forward(model, run->inputs, run->targets, rows, run->config.T, 0.0f);
         sum += (double)gpt2_loss_sum(model);
     }
-    return (float)(sum / ((double)run->val_rows * run->config.T));
+    return (float)(run_sum(run, sum, "validation loss")
+                   / ((double)run->val_rows * run->config.T));
 }
 
 // Draws sample_tokens tokens, each from the model's distribution given those before it. The random
-// numbers are of their own, so sampling does not disturb training.
+// numbers are of their own, so sampling does not disturb training. All ranks do the same.
 template <typename Real> static void generate(GPT2<Real>* model, TrainRun* run, int step) {
     int T = run->config.T, n = run->config.sample_tokens, V = model->config.V;
     int* tokens = run->inputs;          // (T)
@@ -564,7 +728,7 @@ template <typename Real> static void generate(GPT2<Real>* model, TrainRun* run, 
     float* logits = (float*)xmalloc((size_t)V * sizeof(float), "a row of logits");
     for (int i = 0; i < n; i++) {
         gpt2_forward(model, tokens, run->targets, 1, T, 0.0f);
-        cudaCheck(cudaStreamSynchronize(model->stream));
+        device_ranks_wait(model->ranks, model->stream);
         cudaCheck(cudaMemcpy(row, model->acts.logits + (size_t)i * (size_t)model->config.Vp,
                              (size_t)V * sizeof(Real), cudaMemcpyDeviceToHost));
         for (int v = 0; v < V; v++) { logits[v] = to_float(row[v]); }
@@ -579,32 +743,49 @@ template <typename Real> static void generate(GPT2<Real>* model, TrainRun* run, 
     free(logits);
 }
 
+// All ranks must multiply and quantize alike, so on the same kind of GPU.
+static void run_agree_hardware(TrainRun* run, const cudaDeviceProp* device,
+                               HardwarePaths hardware) {
+    char text[128];
+    snprintf(text, sizeof(text), "stores %s, adds %s, conversion %d %d %08x",
+             gemm_path_name(hardware.paths.of[GEMM_STORES_BF16]),
+             gemm_path_name(hardware.paths.of[GEMM_ADDS_FP32]), hardware.conversion.nearest,
+             hardware.conversion.stochastic, hardware.conversion.order);
+    ranks_agree(&run->ranks, "the GPU", device->name);
+    ranks_agree(&run->ranks, "what the self-test chose", text);
+}
+
 // The whole run, once it is known how activations are stored.
 template <typename Real> static void train(TrainRun* run, const cudaDeviceProp* device) {
     GPT2<Real> model;
+    DeviceRanks ranks;
     HardwarePaths hardware = gpt2_choose_hardware(gemm_path_parse(run->config.gemm_path),
                                                   &run->recipe, &run->model,
                                                   run->config.B * run->config.T);
+    run_agree_hardware(run, device, hardware);
+    device_ranks_open(&ranks, &run->ranks);
     gpt2_build(&model, run->model, run->recipe, hardware, run->config.B, run->config.T,
-               run->config.seed);
+               run->config.seed, &run->shards, &ranks);
+    model.linear.local_amax = run->local_amax;
     device_memory_print();
 
-    // masters and moments as checkpoints hold them
-    size_t bytes = model.num_params * sizeof(float);
+    // masters and moments (own) as checkpoints hold them
+    Range own = run->shards.own;
+    size_t bytes = own.count * sizeof(float);
     float* params_cpu = (float*)xmalloc(bytes, "parameters");
     float* m_cpu = (float*)xcalloc(bytes, "AdamW moments");
     float* v_cpu = (float*)xcalloc(bytes, "AdamW moments");
-    gpt2_init(params_cpu, model.specs, &model.config, model.seed);
+    gpt2_init_part(params_cpu, own.first, own.count, model.specs, &model.config, model.seed);
     run_load(run, params_cpu, m_cpu, v_cpu);
     gpt2_set_state(&model, params_cpu, m_cpu, v_cpu);
     run_start_log(run, "train_gpt2_nvfp4", device->name);
 
     char bus_id[32];
-    cudaCheck(cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), 0));
+    cudaCheck(cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), run->ranks.local_rank));
     EnergyMeter meter = energy_open(bus_id);
     double peak = bf16_peak_flops(device->name);
     double flops_per_token = training_flops_per_token(&run->model, run->config.T);
-    double tokens = (double)run_tokens_per_step(run);
+    double tokens = (double)run_tokens_per_step(run) / run->ranks.size;     // of this GPU
     for (int step = run->start_step; ; step++) {
         if (run_is_due(run, run->config.val_every, step)) {
             run_report_val(run, step, estimate_loss(&model, run));
@@ -624,35 +805,40 @@ template <typename Real> static void train(TrainRun* run, const cudaDeviceProp* 
                         peak > 0.0 ? flops_per_token * tokens / (seconds * peak) : NAN,
                         (energy_joules(&meter) - start_joules) / tokens);
     }
+    device_ranks_close(&ranks);
     run_close(run);
     free(params_cpu);
     free(m_cpu);
     free(v_cpu);
 }
 
-// The GPU to train on, or an error that says what is wrong with what there is.
-static cudaDeviceProp device_open(void) {
+// The GPU to train on, or an error that says what is wrong with what there is. The ranks of a host
+// have one each.
+static cudaDeviceProp device_open(const Ranks* ranks) {
     int count = 0;
     cudaError_t status = cudaGetDeviceCount(&count);
     check(status == cudaSuccess && count > 0, "no CUDA GPU to train on (%s); train_gpt2_fp32 does "
           "the same on the CPU", status == cudaSuccess ? "none found" : cudaGetErrorString(status));
+    check(ranks->local_rank < count, "rank %d of %d is number %d on this host, which has %d GPU%s; "
+          "start as many ranks on a host as it has GPUs", ranks->rank, ranks->size,
+          ranks->local_rank + 1, count, count == 1 ? "" : "s");
     cudaDeviceProp device;
-    cudaCheck(cudaGetDeviceProperties(&device, 0));
+    cudaCheck(cudaGetDeviceProperties(&device, ranks->local_rank));
     check(device.major >= 8, "%s has compute capability %d.%d; BF16 tensor cores begin with "
           "8.0 (A100)", device.name, device.major, device.minor);
-    cudaCheck(cudaSetDevice(0));
+    cudaCheck(cudaSetDevice(ranks->local_rank));
     return device;
 }
 
 #ifndef TESTING
 int main(int argc, char** argv) {
-    const char* ranks = getenv("OMPI_COMM_WORLD_SIZE");     // mpirun tells the programs it starts
-    check(ranks == NULL || strcmp(ranks, "1") == 0,
-          "started %s times by mpirun, but this version trains on one GPU: mpirun -np 1", ranks);
     // the flags come first: what is wrong with them can be said without a GPU
     TrainRun run;
     run_parse(&run, argc, argv);
-    cudaDeviceProp device = device_open();
+    if (run.ranks.rank > 0) {                               // only rank 0 prints
+        check(freopen("/dev/null", "w", stdout) != NULL, "cannot open /dev/null");
+    }
+    cudaDeviceProp device = device_open(&run.ranks);
     run_open(&run, "train_gpt2_nvfp4", device.name);
     if (run.recipe.base == FORMAT_FP32) {
         train<float>(&run, &device);

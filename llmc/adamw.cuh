@@ -42,6 +42,24 @@ static inline void adamw_update(float* master, __nv_bfloat16* working, const flo
     cudaCheck(cudaGetLastError());
 }
 
+static __global__ void adamw_add_gradient_kernel(float* sum, const float* grad, size_t n) {
+    size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    if (i >= n) { return; }
+    Vec<float> a = vec_load(sum + i), b = vec_load_streaming(grad + i);
+    for (int k = 0; k < 4; k++) { a.at[k] += b.at[k]; }
+    vec_store(sum + i, a);
+}
+
+// sum (n) += grad (n): what this rank owns of gradients that were summed over the ranks. n may be
+// 0.
+static inline void adamw_add_gradient(float* sum, const float* grad, size_t n,
+                                      cudaStream_t stream) {
+    check(n % 16 == 0, "a gradient of %zu parameters: not a multiple of 16", n);
+    if (n == 0) { return; }
+    adamw_add_gradient_kernel<<<(unsigned)CEIL_DIV(n / 4, 256), 256, 0, stream>>>(sum, grad, n);
+    cudaCheck(cudaGetLastError());
+}
+
 static __global__ void round_to_working_kernel(__nv_bfloat16* working, const float* master,
                                                size_t n) {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;

@@ -13,6 +13,11 @@ tensor. X^T is kept from forward to backward, packed, in place of X: 4.5 bits an
 
 Which of this happens in which block is data: recipe.h. The same in plain C, and the oracle of this
 file: quantized_linear.h. Source: arXiv 2509.25149, section 4 and figure 5.
+
+With several ranks each has some rows of the activations and gradients. They agree on the amax of
+the whole tensor, for both directions of X in one collective and for both of dY in another, and draw
+random bytes by an element's place in the whole tensor. So a rank's rows get the codes that one
+rank would have given them.
 */
 #ifndef LLMC_LINEAR_CUH
 #define LLMC_LINEAR_CUH
@@ -20,11 +25,12 @@ file: quantized_linear.h. Source: arXiv 2509.25149, section 4 and figure 5.
 #include "bias.cuh"
 #include "device_memory.cuh"
 #include "gemm.cuh"
+#include "multi_rank_nccl.cuh"
 #include "quantize.cuh"
 #include "recipe.h"
 
 // Sees every operand right after it was quantized (tests and dumps). `source` is the BF16 tensor
-// (rows, cols), or (cols, rows) for the operands named ^T.
+// (rows, cols), or (cols, rows) for the operands named ^T; NULL for a weight that came from others.
 typedef void (*OperandObserver)(int layer, int linear, int operand, const __nv_bfloat16* source,
                                 const Nvfp4Matrix* quantized);
 
@@ -81,6 +87,8 @@ typedef struct {
     uint64_t seed;
     uint32_t step;              // counts micro-batches over the run: see Nvfp4Rounding
     int training;               // a backward pass will follow: keep X^T
+    DeviceRanks* ranks;         // each of which has its rows of the tokens; NULL: one rank
+    int local_amax;             // 1: each rank uses the amax of its own rows
     OperandObserver observe;    // NULL: nobody looks
     Gemm* gemm;
     E2m1Conversion conversion;  // how E2M1 codes are made on this GPU
@@ -98,11 +106,13 @@ typedef struct {
     Nvfp4Matrix w_q;            // (OC, C)   from one update to the next
     Nvfp4Matrix wT_q;           // (C, OC)
     Nvfp4Matrix xT_q;           // (C, N)    from forward to backward
+    float* x_amax;              // (1) of X, right before that of xT_q; NULL: that of Linear.x_q
 } QuantizedLinear;
 
 // A quantized matrix whose scales and amax have memory of their own; the codes lie where
 // the caller says. The scales are zeroed here, once: no quantizer writes their padding, and
-// the tensor cores read it.
+// the tensor cores read it. Behind the amax is room for that of the other direction, so that ranks
+// can agree on both at once.
 static inline Nvfp4Matrix linear_operand_at(uint8_t* codes, int rows, int cols,
                                             const char* family) {
     size_t bytes = nvfp4_scales_size((size_t)rows, (size_t)cols);
@@ -111,7 +121,7 @@ static inline Nvfp4Matrix linear_operand_at(uint8_t* codes, int rows, int cols,
     matrix.cols = cols;
     matrix.codes = codes;
     matrix.block_scales = (uint8_t*)device_alloc(bytes, family);
-    matrix.amax = (float*)device_alloc(sizeof(float), family);
+    matrix.amax = (float*)device_alloc(2 * sizeof(float), family);
     cudaCheck(cudaMemset(matrix.block_scales, 0, bytes));
     return matrix;
 }
@@ -119,6 +129,30 @@ static inline Nvfp4Matrix linear_operand_at(uint8_t* codes, int rows, int cols,
 static inline Nvfp4Matrix linear_operand_alloc(int rows, int cols, const char* family) {
     uint8_t* codes = (uint8_t*)device_alloc(nvfp4_codes_size((size_t)rows, (size_t)cols), family);
     return linear_operand_at(codes, rows, cols, family);
+}
+
+// The largest magnitudes of n operands, neighbours in memory: this rank's become those of all
+// ranks' rows.
+static inline void linear_agree(float* amax, int n, const char* operands, const Linear* l) {
+    char what[64];
+    if (l->ranks == NULL || l->ranks->ranks->size == 1 || l->local_amax) { return; }
+    snprintf(what, sizeof(what), "amax of %s of layer %d %s", operands, l->layer,
+             linear_name(l->linear));
+    device_ranks_begin(l->ranks);
+    device_ranks_max_bits(l->ranks, (uint32_t*)amax, (size_t)n, l->stream);
+    device_ranks_end(l->ranks, what, l->stream);
+}
+
+// The matrix with fewer rows than there is memory for. Scales of rows that were there before would be
+// in the padding of the last tile, which has to be zero.
+static inline Nvfp4Matrix linear_rows(const Nvfp4Matrix* matrix, int rows, cudaStream_t stream) {
+    Nvfp4Matrix fewer = *matrix;
+    fewer.rows = rows;
+    if (rows < matrix->rows) {
+        size_t bytes = nvfp4_scales_size((size_t)rows, (size_t)matrix->cols);
+        cudaCheck(cudaMemsetAsync(matrix->block_scales, 0, bytes, stream));
+    }
+    return fewer;
 }
 
 static inline Nvfp4Rounding linear_rounding(const Linear* l, int operand) {
@@ -132,6 +166,22 @@ static inline Nvfp4Rounding linear_rounding(const Linear* l, int operand) {
     return rounding;
 }
 
+// The same with several ranks, for an operand made from this rank's x (N, cols): of dY (tokens, OC)
+// it has some rows, of dY^T (OC, tokens) some columns.
+static inline Nvfp4Rounding linear_rounding_here(const Linear* l, int operand, int N, int cols) {
+    Nvfp4Rounding rounding = linear_rounding(l, operand);
+    if (l->ranks == NULL || l->ranks->ranks->size == 1) { return rounding; }
+    uint64_t rank = (uint64_t)l->ranks->ranks->rank;
+    uint32_t across = (uint32_t)(N / NVFP4_BLOCK), size = (uint32_t)l->ranks->ranks->size;
+    if (operand == OPERAND_DY) {
+        rounding.first_block = rank * (uint64_t)N * (uint64_t)(cols / NVFP4_BLOCK);
+    } else if (operand == OPERAND_DYT) {
+        rounding.first_block = rank * across;
+        rounding.row_blocks = across * size;
+    }
+    return rounding;
+}
+
 static inline void linear_observe(const Linear* l, int operand, const __nv_bfloat16* source,
                                   const Nvfp4Matrix* quantized) {
     if (l->observe != NULL && quantized != NULL) {
@@ -139,14 +189,17 @@ static inline void linear_observe(const Linear* l, int operand, const __nv_bfloa
     }
 }
 
-// Quantizes x (N, cols) in both directions at once; x_q or xT_q may be NULL.
+// Quantizes x (N, cols) in both directions at once; x_q or xT_q may be NULL. The amax of xT_q lies
+// behind that of x_q.
 static void linear_quantize(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT_q, const __nv_bfloat16* x,
                             int N, int cols, int operand, int operandT, const Linear* l) {
     int hadamard = l->recipe->hadamard;
     quantize_amax(x_q != NULL ? x_q->amax : NULL, xT_q != NULL ? xT_q->amax : NULL, x, N, cols,
                   hadamard, l->stream);
-    quantize_activation(x_q, xT_q, x, N, cols, hadamard, linear_rounding(l, operand),
-                        linear_rounding(l, operandT), l->conversion, l->stream);
+    linear_agree(x_q != NULL ? x_q->amax : xT_q->amax, (x_q != NULL) + (xT_q != NULL),
+                 operand_name(x_q != NULL ? operand : operandT), l);
+    quantize_activation(x_q, xT_q, x, N, cols, hadamard, linear_rounding_here(l, operand, N, cols),
+                        linear_rounding_here(l, operandT, N, cols), l->conversion, l->stream);
     linear_observe(l, operand, x, x_q);
     linear_observe(l, operandT, x, xT_q);
 }
@@ -178,8 +231,8 @@ static void linear_forward(__nv_bfloat16* out, const __nv_bfloat16* inp,
                            QuantizedLinear* q, int N, int C, int OC, const Linear* l) {
     int fprop = recipe_quantizes(l->recipe, FPROP, l->layer, l->L);
     int wgrad = recipe_quantizes(l->recipe, WGRAD, l->layer, l->L) && l->training;
-    Nvfp4Matrix x_q = l->x_q[l->linear];
-    x_q.rows = N;                               // may be fewer than there is memory for
+    Nvfp4Matrix x_q = linear_rows(&l->x_q[l->linear], N, l->stream);
+    if (q->x_amax != NULL) { x_q.amax = q->x_amax; }
     if (fprop || wgrad) {
         linear_quantize(fprop ? &x_q : NULL, wgrad ? &q->xT_q : NULL, inp, N, C, OPERAND_X,
                         OPERAND_XT, l);

@@ -52,6 +52,7 @@ typedef struct {
 
 typedef struct {
     int rank, size;                         // as in MPI: 0 <= rank < size
+    int local_rank;                         // number among the ranks of this host
     RanksKind gather_kind;                  // ranks_gathers
     uint64_t bytes_sent[NUM_RANKS_KINDS];   // by this rank to others, since ranks_open
     size_t piece;                           // most bytes that a rank sends another in a round
@@ -142,10 +143,12 @@ static inline void ranks_find(Ranks* r, char* meet, size_t meet_bytes) {
     if (getenv("OMPI_COMM_WORLD_SIZE") != NULL) {           // mpirun of Open MPI
         r->rank = ranks_environment("OMPI_COMM_WORLD_RANK");
         r->size = ranks_environment("OMPI_COMM_WORLD_SIZE");
+        r->local_rank = ranks_environment("OMPI_COMM_WORLD_LOCAL_RANK");
         one_host = ranks_environment("OMPI_COMM_WORLD_LOCAL_SIZE") == r->size;
     } else if (getenv("SLURM_STEP_NUM_TASKS") != NULL) {    // srun
         r->rank = ranks_environment("SLURM_PROCID");
         r->size = ranks_environment("SLURM_STEP_NUM_TASKS");
+        r->local_rank = ranks_environment("SLURM_LOCALID");
         one_host = ranks_environment("SLURM_STEP_NUM_NODES") == 1;
     } else {
         int size = ranks_environment("PMI_SIZE");           // of other launchers

@@ -41,7 +41,15 @@ static void choose_hardware(void) {
 template <typename Real>
 static void build(GPT2<Real>* model, GPT2Config config, const char* recipe, int B, int T,
                   uint64_t seed, const char* file) {
-    gpt2_build(model, config, recipe_parse(recipe, config.L), hardware, B, T, seed);
+    static Ranks one;
+    static DeviceRanks alone;
+    ParamSpec specs[NUM_PARAMS];
+    Shards shards;
+    one.size = 1;
+    device_ranks_open(&alone, &one);
+    shards_open(&shards, &one, 0, gpt2_param_specs(specs, &config));
+    gpt2_build(model, config, recipe_parse(recipe, config.L), hardware, B, T, seed, &shards,
+               &alone);
     float* params = (float*)xmalloc(model->num_params * sizeof(float), "parameters");
     float* zeros = (float*)xcalloc(model->num_params * sizeof(float), "moments");
     Range all = { 0, model->num_params };

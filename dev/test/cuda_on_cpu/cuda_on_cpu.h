@@ -254,12 +254,14 @@ UNCHECKED static void meet(Meeting* meeting, int needed, const char* place) {
 static cudaError_t cuda_last_error = cudaSuccess;
 static size_t dynamic_shared_allowed = 48 << 10;        // cudaFuncSetAttribute raises it
 
-typedef struct { dim3 grid, block; size_t shared; } LaunchSize;
+typedef struct { dim3 grid, block; size_t shared; cudaStream_t stream; } LaunchSize;
 
-static LaunchSize launch_size(dim3 grid, dim3 block, size_t shared = 0, cudaStream_t = 0) {
-    LaunchSize size = { grid, block, shared };
+static LaunchSize launch_size(dim3 grid, dim3 block, size_t shared = 0, cudaStream_t stream = 0) {
+    LaunchSize size = { grid, block, shared, stream };
     return size;
 }
+
+static void cpu_stream_use(cudaStream_t stream);        // runtime.h
 
 static int launch_possible(const char* kernel, LaunchSize s) {
     size_t threads = (size_t)s.block.x * s.block.y * s.block.z;
@@ -308,6 +310,7 @@ static void launch_run(LaunchSize size, const char* kernel) {
     static unsigned launches = 0;
     if (!launch_possible(kernel, size)) { return; }
     if (launches == 0) { fibres_make(); }
+    cpu_stream_use(size.stream);
     cpu.kernel = kernel;
     cpu.running = &cpu.launcher;
     cpu.threads = (int)(size.block.x * size.block.y * size.block.z);

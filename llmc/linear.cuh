@@ -157,7 +157,7 @@ static inline Nvfp4Matrix linear_rows(const Nvfp4Matrix* matrix, int rows, cudaS
 
 static inline Nvfp4Rounding linear_rounding(const Linear* l, int operand) {
     Nvfp4Rounding rounding;
-    memset(&rounding, 0, sizeof(rounding));             // one GPU holds every matrix whole
+    memset(&rounding, 0, sizeof(rounding));
     rounding.stochastic = l->recipe->stochastic
                           && (operand == OPERAND_DY || operand == OPERAND_DYT);
     rounding.seed = l->seed;

@@ -18,6 +18,7 @@ weights lie in one buffer, in the order of the parameters.
 #include "gpt2.h"
 #include "linear.cuh"
 #include "multi_rank_nccl.cuh"
+#include "weight_ranges.h"
 
 typedef struct {
     Shards shards;
@@ -26,32 +27,16 @@ typedef struct {
     int L;
     size_t element;             // bytes of a working weight
     QuantizedLinear** quantized;    // (L, NUM_LINEARS), on the CPU
-    Range coded[NUM_LINEARS];       // weights that travel as codes, all blocks of a linear together
-    Range plain[NUM_LINEARS + 1];   // the rest of the vector
-    size_t num_coded;           // elements of `coded`
+    WeightRanges ranges;        // which weights travel as codes
     uint8_t* codes;             // (num_coded / 2) the coded weights: quantized[]->w_q.codes
     uint32_t* tile_amax;        // (num_coded / 256) as bits, in the same order
 } Weights;
 
-#define TILE_ELEMENTS (NVFP4_BLOCK * NVFP4_BLOCK)
 #define WEIGHTS_THREADS 256
-
-static inline int weights_param(int linear) {
-    static const int params[NUM_LINEARS] = { QKVW, PROJW, FCW, FCPROJW };
-    return params[linear];
-}
 
 // Do the linear layers of this block travel as codes?
 static inline int weights_coded(const Weights* w, int layer) {
-    return w->shards.level > 0 && w->recipe->tile16
-        && recipe_quantizes(w->recipe, FPROP, layer, w->L)
-        && recipe_quantizes(w->recipe, DGRAD, layer, w->L);
-}
-
-// Where among the elements of `coded` a weight begins.
-static inline size_t weights_packed(const Weights* w, int layer, int linear) {
-    return ranges_before(w->coded, NUM_LINEARS,
-                         gpt2_param_offset(w->specs, weights_param(linear), layer));
+    return w->shards.level > 0 && weight_has_codes(w->recipe, layer, w->L);
 }
 
 // element: bytes of a working weight. The caller fills in quantized[].
@@ -65,26 +50,15 @@ static inline void weights_alloc(Weights* w, const Shards* shards, const Recipe*
     w->element = element;
     w->quantized = (QuantizedLinear**)xcalloc((size_t)L * NUM_LINEARS * sizeof(QuantizedLinear*),
                                               "quantized weights");
-    size_t plain_from = 0;
-    for (int i = 0; i < NUM_LINEARS; i++) {
-        const ParamSpec* spec = &specs[weights_param(i)];
-        w->coded[i].first = gpt2_param_offset(specs, weights_param(i), recipe->front);
-        for (int l = 0; l < L; l++) { w->coded[i].count += weights_coded(w, l) ? spec->size : 0; }
-        w->plain[i].first = plain_from;
-        w->plain[i].count = w->coded[i].first - plain_from;
-        plain_from = w->coded[i].first + w->coded[i].count;
-        w->num_coded += w->coded[i].count;
-    }
-    w->plain[NUM_LINEARS].first = plain_from;
-    w->plain[NUM_LINEARS].count = shards->size - plain_from;
-    w->codes = (uint8_t*)device_alloc(w->num_coded / 2, "NVFP4 weights");
-    w->tile_amax = (uint32_t*)device_alloc(w->num_coded / TILE_ELEMENTS * sizeof(uint32_t),
-                                           "NVFP4 scratch");
+    w->ranges = weight_ranges(specs, shards->size, recipe, L, shards->level > 0);
+    w->codes = (uint8_t*)device_alloc(w->ranges.num_coded / 2, "NVFP4 weights");
+    size_t tiles = w->ranges.num_coded / TILE_ELEMENTS;
+    w->tile_amax = (uint32_t*)device_alloc(tiles * sizeof(uint32_t), "NVFP4 scratch");
 }
 
 // Memory of the codes of a coded weight.
 static inline uint8_t* weights_codes(const Weights* w, int layer, int linear) {
-    return w->codes + weights_packed(w, layer, linear) / 2;
+    return w->codes + weight_packed(&w->ranges, w->specs, layer, linear) / 2;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -215,13 +189,14 @@ static inline void quantize_transpose(const Nvfp4Matrix* out, const Nvfp4Matrix*
 // ---------------------------------------------------------------------------------------------
 
 static inline CodedWeight weights_at(const Weights* w, const void* working, int layer, int linear) {
-    const ParamSpec* spec = &w->specs[weights_param(linear)];
-    Range all = { gpt2_param_offset(w->specs, weights_param(linear), layer), spec->size };
+    const ParamSpec* spec = &w->specs[linear_param(linear)];
+    Range all = { gpt2_param_offset(w->specs, linear_param(linear), layer), spec->size };
     Range own = range_overlap(all, w->shards.own);
     CodedWeight c;
     c.w_q = w->quantized[layer * NUM_LINEARS + linear]->w_q;
     c.values = (const __nv_bfloat16*)working + all.first;
-    c.tile_amax = w->tile_amax + weights_packed(w, layer, linear) / TILE_ELEMENTS;
+    c.tile_amax = w->tile_amax
+                + weight_packed(&w->ranges, w->specs, layer, linear) / TILE_ELEMENTS;
     c.blocks = spec->size / NVFP4_BLOCK;
     c.across = (size_t)spec->cols / NVFP4_BLOCK;
     c.first = own.count > 0 ? (own.first - all.first) / NVFP4_BLOCK : 0;
@@ -234,8 +209,8 @@ static inline void weights_gather_plain(const Weights* w, void* working, DeviceR
                                         cudaStream_t stream) {
     device_ranks_begin(d);
     for (int i = 0; i <= NUM_LINEARS; i++) {
-        device_shards_gather(d, &w->shards, (char*)working + w->plain[i].first * w->element,
-                             w->plain[i], SHARD_BLOCK * w->element, RANKS_WEIGHTS, stream);
+        device_shards_gather(d, &w->shards, (char*)working + w->ranges.plain[i].first * w->element,
+                             w->ranges.plain[i], SHARD_BLOCK * w->element, RANKS_WEIGHTS, stream);
     }
     device_ranks_end(d, "weights", stream);
 }
@@ -243,7 +218,7 @@ static inline void weights_gather_plain(const Weights* w, void* working, DeviceR
 // The ranks agree on the amaxes of all tiles.
 static inline void weights_agree(const Weights* w, const void* working, DeviceRanks* d,
                                  cudaStream_t stream) {
-    size_t tiles = w->num_coded / TILE_ELEMENTS;
+    size_t tiles = w->ranges.num_coded / TILE_ELEMENTS;
     cudaCheck(cudaMemsetAsync(w->tile_amax, 0, tiles * sizeof(uint32_t), stream));
     for (int i = 0; i < w->L * NUM_LINEARS; i++) {
         if (!weights_coded(w, i / NUM_LINEARS)) { continue; }
@@ -262,7 +237,7 @@ static inline void weights_agree(const Weights* w, const void* working, DeviceRa
 // others' codes, and W^T.
 static inline void weights_quantize_coded(const Weights* w, const void* working, DeviceRanks* d,
                                           cudaStream_t stream) {
-    if (w->num_coded == 0) { return; }
+    if (w->ranges.num_coded == 0) { return; }
     weights_agree(w, working, d, stream);
     for (int i = 0; i < w->L * NUM_LINEARS; i++) {
         if (!weights_coded(w, i / NUM_LINEARS)) { continue; }
@@ -278,9 +253,9 @@ static inline void weights_quantize_coded(const Weights* w, const void* working,
     }
     device_ranks_begin(d);
     for (int i = 0; i < NUM_LINEARS; i++) {
-        size_t before = ranges_before(w->coded, NUM_LINEARS, w->coded[i].first);
-        device_shards_gather(d, &w->shards, w->codes + before / 2, w->coded[i], NVFP4_BLOCK / 2,
-                             RANKS_CODES_AND_SCALES, stream);
+        size_t before = ranges_before(w->ranges.coded, NUM_LINEARS, w->ranges.coded[i].first);
+        device_shards_gather(d, &w->shards, w->codes + before / 2, w->ranges.coded[i],
+                             NVFP4_BLOCK / 2, RANKS_CODES_AND_SCALES, stream);
     }
     device_ranks_end(d, "codes of the weights", stream);
     for (int i = 0; i < w->L * NUM_LINEARS; i++) {

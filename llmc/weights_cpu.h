@@ -24,7 +24,7 @@ linear layer that reads it says which it is.
 
 #include "gpt2.h"
 #include "quantized_linear.h"
-#include "shards.h"
+#include "weight_ranges.h"
 
 typedef struct {
     Shards shards;
@@ -33,25 +33,15 @@ typedef struct {
     int L;
     float* working;             // (num_params) what layers read; of coded weights only our part
     QuantizedLinear* quantized; // (L, NUM_LINEARS)
-    Range coded[NUM_LINEARS];       // weights that travel as codes, all blocks of a linear together
-    Range plain[NUM_LINEARS + 1];   // the rest of the vector
-    size_t num_coded, num_plain;    // elements of these
+    WeightRanges ranges;        // which weights travel as codes
     uint8_t* codes;             // (num_coded / 2) the coded weights, packed: quantized[].w_q.codes
     uint32_t* tile_amax;        // (num_coded / 256) as bits, in the same order
     uint16_t* wire;             // (num_plain) BF16 of the plain ones, packed; NULL: they stay here
 } Weights;
 
-#define TILE_ELEMENTS (NVFP4_BLOCK * NVFP4_BLOCK)
-
-static inline int linear_param(int linear) {
-    static const int params[NUM_LINEARS] = { QKVW, PROJW, FCW, FCPROJW };
-    return params[linear];
-}
-
 // Do the linear layers of this block travel as codes?
 static inline int weights_coded(const Weights* w, int layer) {
-    return w->recipe->tile16 && recipe_quantizes(w->recipe, FPROP, layer, w->L)
-        && recipe_quantizes(w->recipe, DGRAD, layer, w->L);
+    return weight_has_codes(w->recipe, layer, w->L);
 }
 
 static inline Nvfp4Matrix weights_matrix_alloc(uint8_t* codes, int rows, int cols) {
@@ -77,31 +67,18 @@ static inline void weights_alloc(Weights* w, const Shards* shards, const Recipe*
     w->working = working;
     w->quantized = (QuantizedLinear*)xcalloc((size_t)L * NUM_LINEARS * sizeof(QuantizedLinear),
                                              "quantized weights");
-    size_t plain_from = 0;
-    for (int i = 0; i < NUM_LINEARS; i++) {
-        const ParamSpec* spec = &specs[linear_param(i)];
-        w->coded[i].first = gpt2_param_offset(specs, linear_param(i), recipe->front);
-        for (int l = 0; l < L; l++) { w->coded[i].count += weights_coded(w, l) ? spec->size : 0; }
-        w->plain[i].first = plain_from;
-        w->plain[i].count = w->coded[i].first - plain_from;
-        plain_from = w->coded[i].first + w->coded[i].count;
-        w->num_coded += w->coded[i].count;
-    }
-    w->plain[NUM_LINEARS].first = plain_from;
-    w->plain[NUM_LINEARS].count = shards->size - plain_from;
-    w->num_plain = shards->size - w->num_coded;
-    w->codes = (uint8_t*)xmalloc(w->num_coded / 2, "NVFP4 codes");
-    w->tile_amax = (uint32_t*)xmalloc(w->num_coded / TILE_ELEMENTS * sizeof(uint32_t),
+    w->ranges = weight_ranges(specs, shards->size, recipe, L, 1);
+    w->codes = (uint8_t*)xmalloc(w->ranges.num_coded / 2, "NVFP4 codes");
+    w->tile_amax = (uint32_t*)xmalloc(w->ranges.num_coded / TILE_ELEMENTS * sizeof(uint32_t),
                                       "amaxes of tiles");
     if (shards->level > 0 && recipe->base != FORMAT_FP32) {
-        w->wire = (uint16_t*)xmalloc(w->num_plain * sizeof(uint16_t), "weights in BF16");
+        w->wire = (uint16_t*)xmalloc(w->ranges.num_plain * sizeof(uint16_t), "weights in BF16");
     }
     for (int l = 0; l < L; l++) {
         for (int i = 0; i < NUM_LINEARS; i++) {
             const ParamSpec* spec = &specs[linear_param(i)];
             QuantizedLinear* q = &w->quantized[l * NUM_LINEARS + i];
-            size_t packed = ranges_before(w->coded, NUM_LINEARS,
-                                          gpt2_param_offset(specs, linear_param(i), l));
+            size_t packed = weight_packed(&w->ranges, specs, l, i);
             uint8_t* codes = weights_coded(w, l) ? w->codes + packed / 2 : NULL;
             if (recipe_quantizes(recipe, FPROP, l, L)) {
                 q->w_q = weights_matrix_alloc(codes, spec->rows, spec->cols);
@@ -131,7 +108,7 @@ static inline CodedWeight weights_at(const Weights* w, int layer, int linear) {
     all.first = gpt2_param_offset(w->specs, linear_param(linear), layer);
     all.count = spec->size;
     Range own = range_overlap(all, w->shards.own);
-    size_t packed = ranges_before(w->coded, NUM_LINEARS, all.first);
+    size_t packed = weight_packed(&w->ranges, w->specs, layer, linear);
     CodedWeight c;
     c.q = &w->quantized[layer * NUM_LINEARS + linear];
     c.values = w->working + all.first;
@@ -193,34 +170,35 @@ static inline void weights_gather_plain(const Weights* w) {
     if (s->level == 0) { return; }
     uint16_t* packed = w->wire;
     for (int i = 0; packed != NULL && i <= NUM_LINEARS; i++) {
-        Range own = range_overlap(w->plain[i], s->own);
+        Range own = range_overlap(w->ranges.plain[i], s->own);
         for (size_t j = own.first; j < own.first + own.count; j++) {
-            packed[j - w->plain[i].first] = bf16_from_float(w->working[j]);
+            packed[j - w->ranges.plain[i].first] = bf16_from_float(w->working[j]);
         }
-        packed += w->plain[i].count;
+        packed += w->ranges.plain[i].count;
     }
     // under FP32 nothing is coded: the plain weights are all, and `working` is packed already
-    shards_gather(s, w->wire != NULL ? (void*)w->wire : (void*)w->working, w->plain,
+    shards_gather(s, w->wire != NULL ? (void*)w->wire : (void*)w->working, w->ranges.plain,
                   NUM_LINEARS + 1, block_bytes, RANKS_WEIGHTS, "weights");
     packed = w->wire;
     for (int i = 0; packed != NULL && i <= NUM_LINEARS; i++) {
-        float* working = w->working + w->plain[i].first;
-        for (size_t j = 0; j < w->plain[i].count; j++) { working[j] = bf16_to_float(packed[j]); }
-        packed += w->plain[i].count;
+        Range range = w->ranges.plain[i];
+        float* working = w->working + range.first;
+        for (size_t j = 0; j < range.count; j++) { working[j] = bf16_to_float(packed[j]); }
+        packed += range.count;
     }
 }
 
 // The coded weights: amaxes, agreement, codes, the others' codes.
 static inline void weights_quantize_coded(const Weights* w) {
     int first = w->recipe->front, layers = w->L - first - w->recipe->tail;
-    int count = w->num_coded > 0 ? layers * NUM_LINEARS : 0;
+    int count = w->ranges.num_coded > 0 ? layers * NUM_LINEARS : 0;
     #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < count; i++) {
         CodedWeight c = weights_at(w, first + i / NUM_LINEARS, i % NUM_LINEARS);
         coded_tile_amaxes(&c);
     }
     if (count > 0 && w->shards.level > 0) {
-        ranks_max_bits(w->shards.ranks, w->tile_amax, w->num_coded / TILE_ELEMENTS,
+        ranks_max_bits(w->shards.ranks, w->tile_amax, w->ranges.num_coded / TILE_ELEMENTS,
                        "amaxes of the weights' tiles");
     }
     #pragma omp parallel for schedule(dynamic)
@@ -229,7 +207,7 @@ static inline void weights_quantize_coded(const Weights* w) {
         coded_quantize(&c);
     }
     if (count > 0) {
-        shards_gather(&w->shards, w->codes, w->coded, NUM_LINEARS, NVFP4_BLOCK / 2,
+        shards_gather(&w->shards, w->codes, w->ranges.coded, NUM_LINEARS, NVFP4_BLOCK / 2,
                       RANKS_CODES_AND_SCALES, "codes of the weights");
     }
     #pragma omp parallel for schedule(dynamic)

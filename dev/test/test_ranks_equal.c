@@ -167,7 +167,8 @@ static uint64_t weights_hash(const GPT2* model) {
     const Weights* w = &model->weights;
     uint64_t hash = FNV1A_START;
     for (int i = 0; i <= NUM_LINEARS; i++) {
-        hash = fnv1a(w->working + w->plain[i].first, w->plain[i].count * sizeof(float), hash);
+        Range plain = w->ranges.plain[i];
+        hash = fnv1a(w->working + plain.first, plain.count * sizeof(float), hash);
     }
     for (int i = 0; i < model->config.L * NUM_LINEARS; i++) {
         const Nvfp4Matrix* both[2] = { &w->quantized[i].w_q, &w->quantized[i].wT_q };

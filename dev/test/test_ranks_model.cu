@@ -200,7 +200,7 @@ template <typename Real> static void record_weights(GPT2<Real>* model) {
 template <typename Real> static uint64_t plain_hash(const GPT2<Real>* model) {
     uint64_t hash = FNV1A_START;
     for (int i = 0; i <= NUM_LINEARS; i++) {
-        Range range = model->weights.plain[i];
+        Range range = model->weights.ranges.plain[i];
         if (range.count == 0) { continue; }
         void* host = copy_from(model->working + range.first, range.count * sizeof(Real));
         hash = fnv1a(host, range.count * sizeof(Real), hash);
@@ -524,7 +524,7 @@ static void test_wire(int ranks) {
     GPT2Config config = gpt2_config(MODEL, STEP_T);
     double n = (double)gpt2_param_specs(specs, &config), coded = 0.0, others = ranks - 1;
     for (int i = 0; i < NUM_LINEARS; i++) {
-        coded += (double)specs[weights_param(i)].size * (config.L - 1);
+        coded += (double)specs[linear_param(i)].size * (config.L - 1);
     }
     double operands = 2.0 * 4.0 * others * 4 * NUM_LINEARS * (config.L - 1);
     double tiles = sent[RANKS_AMAX] - operands;

@@ -159,6 +159,7 @@ static void matrix_free(Nvfp4Matrix q) {
 // The first linear layer of a model that quantizes everything.
 static void layer_make(Linear* l, QuantizedLinear* q, const Recipe* recipe, LinearShape s) {
     memset(l, 0, sizeof(*l));
+    memset(q, 0, sizeof(*q));
     l->recipe = recipe;
     l->L = 1;
     l->seed = 20260301;

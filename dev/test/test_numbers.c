@@ -19,46 +19,10 @@ All checks are exact, except where "statistical" and the number of draws N are p
 #include "llmc/hadamard.h"
 #include "llmc/nvfp4.h"
 #include "llmc/random.h"
-#include "report.h"
+#include "number_check.h"
 
 // ---------------------------------------------------------------------------------------------
-// Shared parts
-
-// Counts values that are not what they should be, and keeps the description of the first.
-typedef struct {
-    long checked, differ;
-    char first[200];
-} Comparison;
-
-static void compare(Comparison* c, int equal, const char* format, ...) {
-    if (!equal && c->differ == 0) {
-        va_list values;
-        va_start(values, format);
-        vsnprintf(c->first, sizeof(c->first), format, values);
-        va_end(values);
-    }
-    c->checked++;
-    c->differ += !equal;
-}
-
-static void compare_report(const Comparison* c, const char* name, const char* what) {
-    report(c->differ == 0 && c->checked > 0, name, "%ld %s, %ld differ%s%s", c->checked, what,
-           c->differ, c->differ ? "; first: " : "", c->first);
-}
-
-// 32 random bits, number n of the stream `use`.
-static uint32_t random_word(uint32_t use, uint64_t n) {
-    return philox4x32(20260101, (uint32_t)n, (uint32_t)(n >> 32), use, 0).word[0];
-}
-
-static void* allocate(size_t bytes) {
-    void* memory = malloc(bytes > 0 ? bytes : 1);
-    if (memory == NULL) {
-        printf("FAIL out of memory: %zu bytes\n", bytes);
-        exit(1);
-    }
-    return memory;
-}
+// Shared parts; more in number_check.h
 
 // Buffers full of ones, so that a byte nobody wrote shows.
 static Nvfp4Matrix matrix_new(int rows, int cols) {
@@ -98,15 +62,6 @@ static Nvfp4Rounding stochastic(uint64_t seed, uint32_t tag, uint32_t step) {
 // ---------------------------------------------------------------------------------------------
 // Formats: decoding
 
-// The values of the non-negative codes, from the definition of each format. E2M1: codes 0..7.
-static const double E2M1_VALUES[8] = { 0, 0.5, 1, 1.5, 2, 3, 4, 6 };
-
-// E4M3: bytes 0..0x7e.
-static double e4m3_value(int byte) {
-    int exponent = byte / 8, mantissa = byte % 8;
-    return exponent == 0 ? ldexp(mantissa, -9) : ldexp(8 + mantissa, exponent - 10);
-}
-
 // Fails with: 2^121 in e4m3_magnitude_to_float; NaN not treated in e4m3_to_float; 2^127, or no sign,
 // in e2m1_to_float; the lowest bit dropped in bf16_to_float.
 static void test_decode(void) {
@@ -137,57 +92,6 @@ static void test_decode(void) {
 
 // ---------------------------------------------------------------------------------------------
 // Formats: rounding to nearest
-
-// The index of the value nearest to a >= 0, by looking at all of them; of two equally near ones the
-// even index. The differences that decide are exact in double.
-static int nearest_index(double a, const double* values, int count) {
-    if (a >= values[count - 1]) { return count - 1; }
-    int best = 0;
-    for (int i = 1; i < count; i++) {
-        double difference = fabs(values[i] - a) - fabs(values[best] - a);
-        if (difference < 0 || (difference == 0 && i % 2 == 0)) { best = i; }
-    }
-    return best;
-}
-
-// One point of the comparisons below, with both signs.
-static void compare_nearest(Comparison* c, float a, uint8_t (*encode)(float), uint8_t sign_bit,
-                            const double* values, int count) {
-    uint8_t expected = (uint8_t)nearest_index(a, values, count);
-    uint8_t positive = encode(a), negative = encode(-a);
-    compare(c, positive == expected && negative == (expected | sign_bit),
-            "+-%a gives %02x, %02x instead of %02x", a, positive, negative, expected);
-}
-
-// 1M points spread over the format's range, 1M of any magnitude, each midpoint and each value with
-// their neighbours up to 2 units in the last place.
-static void compare_format(Comparison* c, uint8_t (*encode)(float), uint8_t sign_bit,
-                           const double* values, int count, int lowest_exponent,
-                           int highest_exponent) {
-    int exponents = highest_exponent - lowest_exponent + 1;
-    for (uint32_t n = 0; n < 1000000; n++) {
-        uint32_t word = random_word(1, n);
-        int exponent = lowest_exponent + (int)(n % (uint32_t)exponents);
-        float a = ldexpf(1.0f + (float)(word & 0x7fffff) / 0x800000, exponent);
-        compare_nearest(c, a, encode, sign_bit, values, count);
-        float any = bits_float(word & ~FLOAT_SIGN_BIT);
-        if (isfinite(any)) { compare_nearest(c, any, encode, sign_bit, values, count); }
-    }
-    for (int i = 0; i < count; i++) {
-        float value = (float)values[i];
-        float midpoint = i + 1 < count ? (float)((values[i] + values[i + 1]) / 2) : FLT_MAX;
-        for (int ulps = -2; ulps <= 2; ulps++) {
-            float beside_value = bits_float(float_bits(value) + (uint32_t)ulps);
-            float beside_midpoint = bits_float(float_bits(midpoint) + (uint32_t)ulps);
-            if (beside_value >= 0) {
-                compare_nearest(c, beside_value, encode, sign_bit, values, count);
-            }
-            if (beside_midpoint < INFINITY) {
-                compare_nearest(c, beside_midpoint, encode, sign_bit, values, count);
-            }
-        }
-    }
-}
 
 // Fails with: ties away from zero in one piece of e2m1_nearest; one of its four pieces left out, or
 // moved by 1; 2^22 or 2^24 in place of 2^23; the sign of -0 lost; NaN not treated in e2m1_from_float
@@ -251,16 +155,6 @@ static void test_bf16(void) {
 
 // ---------------------------------------------------------------------------------------------
 // Stochastic rounding
-
-// Rounds a >= 0 with a random byte, by the words of the definition: the position between the two
-// neighbours, cut to 8 binary digits, plus the random byte; a carry means up.
-static int stochastic_reference(double a, int random) {
-    if (a >= 6) { return 7; }
-    int low = 0;
-    while (E2M1_VALUES[low + 1] <= a) { low++; }
-    double position = (a - E2M1_VALUES[low]) / (E2M1_VALUES[low + 1] - E2M1_VALUES[low]);
-    return low + (floor(256 * position) + random >= 256);
-}
 
 // Every gap between two codes in 1024 steps, and the floats next to each of them: all 256 bytes.
 // The expected value must be the position cut to 8 digits: on it or less than 1/256 of a gap below.
@@ -838,19 +732,6 @@ static void test_expand(void) {
 // ---------------------------------------------------------------------------------------------
 // Hadamard transform
 
-// The same sums by halving: transform both halves, then add and subtract them. Unrolled, these are
-// strides 1, 2, 4, 8, in this order, so even the roundings have to be the same.
-static void hadamard_halves(float* x, int n) {
-    if (n == 1) { return; }
-    hadamard_halves(x, n / 2);
-    hadamard_halves(x + n / 2, n / 2);
-    for (int i = 0; i < n / 2; i++) {
-        float a = x[i], b = x[i + n / 2];
-        x[i] = a + b;
-        x[i + n / 2] = a - b;
-    }
-}
-
 // Fails with: sign of element 3 flipped; strides 8, 4, 2, 1 (on the wide groups only); a quarter
 // not rounded to BF16, or a half.
 static void test_hadamard(void) {
@@ -908,12 +789,6 @@ static void test_hadamard(void) {
 
 // ---------------------------------------------------------------------------------------------
 // Golden vectors
-
-static uint32_t fnv1a_32(const uint8_t* bytes, size_t n) {
-    uint32_t hash = 0x811c9dc5u;
-    for (size_t i = 0; i < n; i++) { hash = (hash ^ bytes[i]) * 0x01000193u; }
-    return hash;
-}
 
 // FNV-1a 32 of the values as little-endian BF16.
 static uint32_t fnv1a_32_bf16(const float* x, size_t n) {

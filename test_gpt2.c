@@ -195,9 +195,9 @@ static void test_resume(const char* recipe) {
     train_small(&whole, 0, 10, losses);
     build_small(&half, recipe, 2, 32);
     train_small(&half, 0, 5, losses);
-    checkpoint_save(directory, 5, &half.config, half.params, half.m, half.v, NULL, "");
+    checkpoint_save(directory, 5, &half.config, half.params, half.m, half.v, NULL, NULL, "");
     build_small(&resumed, recipe, 2, 32);
-    checkpoint_load(directory, 5, &resumed.config, resumed.params, resumed.m, resumed.v,
+    checkpoint_load(directory, 5, &resumed.config, resumed.params, resumed.m, resumed.v, NULL,
                     resumed.shards.own, "");
     gpt2_refresh_working(&resumed);
     train_small(&resumed, 5, 10, losses);
@@ -305,20 +305,45 @@ static void test_padding(void) {
 }
 
 // Exact. What the recipe strings mean, and that no two operands draw the same random numbers. Fails
-// with: 15 % rounded up; front counted from the end; one tag for dY and dY^T.
+// with: 15 % rounded up; front counted from the end; one tag for dY and dY^T; a rule that holds
+// after its last block; a fraction of the run taken as what is left; rules in the other order.
 static void test_recipe(void) {
     Recipe r = recipe_parse("nvfp4,hadamard=0,front=1,tail=3", 12);
-    int good = r.hadamard == 0 && r.stochastic == 1 && r.tile16 == 1 && r.base == FORMAT_BF16
-            && !recipe_quantizes(&r, FPROP, 0, 12) && recipe_quantizes(&r, WGRAD, 1, 12)
-            && recipe_quantizes(&r, DGRAD, 8, 12) && !recipe_quantizes(&r, FPROP, 9, 12);
+    int good = r.operands[OPERAND_XT].hadamard == 0 && r.operands[OPERAND_W].tile == 1
+            && r.operands[OPERAND_DY].rounding == ROUND_STOCHASTIC && r.base == FORMAT_BF16
+            && !recipe_quantizes(&r, FPROP, 0, LINEAR_FC)
+            && recipe_quantizes(&r, WGRAD, 1, LINEAR_FC)
+            && recipe_quantizes(&r, DGRAD, 8, LINEAR_FC)
+            && !recipe_quantizes(&r, FPROP, 9, LINEAR_FC);
     int tails[][2] = { { 1, 1 }, { 4, 1 }, { 6, 1 }, { 12, 2 }, { 24, 4 }, { 36, 5 }, { 48, 7 } };
     for (size_t i = 0; i < sizeof(tails) / sizeof(tails[0]); i++) {
         good = good && recipe_parse("nvfp4", tails[i][0]).tail == tails[i][1];
     }
     r = recipe_parse("nvfp4,dgrad=bf16,wgrad=bf16", 12);
-    good = good && recipe_quantizes(&r, FPROP, 0, 12) && !recipe_quantizes(&r, DGRAD, 0, 12);
+    good = good && recipe_quantizes(&r, FPROP, 0, LINEAR_FC)
+        && !recipe_quantizes(&r, DGRAD, 0, LINEAR_FC);
+    r = recipe_parse("nvfp4,tail=0,all=bf16,forward=nvfp4:3-5/fc,backward=bf16@0.75", 12);
+    recipe_set_length(&r, 1000);
+    good = good && recipe_quantizes(&r, FPROP, 5, LINEAR_FC)
+        && !recipe_quantizes(&r, FPROP, 6, LINEAR_FC)
+        && !recipe_quantizes(&r, FPROP, 4, LINEAR_QKV) && recipe_ever(&r, FPROP, 3, LINEAR_FC, 1)
+        && !recipe_ever(&r, WGRAD, 3, LINEAR_FC, 1) && !recipe_weights_travel(&r, 4);
+    r = recipe_parse("nvfp4,backward=bf16@0.75,wgrad=nvfp4@900,forward=bf16@auto", 12);
+    recipe_set_length(&r, 1000);
+    int steps[][3] = { { 749, 1, 1 }, { 750, 0, 0 }, { 899, 0, 0 }, { 900, 0, 1 } };
+    for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++) {
+        r.step = steps[i][0];
+        good = good && recipe_quantizes(&r, DGRAD, 2, LINEAR_QKV) == steps[i][1]
+            && recipe_quantizes(&r, WGRAD, 2, LINEAR_QKV) == steps[i][2]
+            && recipe_quantizes(&r, FPROP, 2, LINEAR_QKV);
+    }
+    good = good && recipe_waits(&r) && recipe_ever(&r, FPROP, 2, LINEAR_QKV, 0)
+        && recipe_ever(&r, DGRAD, 2, LINEAR_QKV, 0) && !recipe_ever(&r, FPROP, 11, LINEAR_QKV, 1);
+    recipe_trigger(&r, 950);
+    good = good && recipe_quantizes_at(&r, FPROP, 2, LINEAR_QKV, 949)
+        && !recipe_quantizes_at(&r, FPROP, 2, LINEAR_QKV, 950) && recipe_triggered(&r) == 950;
     r = recipe_parse("bf16", 12);
-    good = good && r.base == FORMAT_BF16 && !recipe_quantizes(&r, FPROP, 0, 12);
+    good = good && r.base == FORMAT_BF16 && !recipe_quantizes(&r, FPROP, 0, LINEAR_FC);
     for (int i = 0; i < 2 * NUM_LINEARS; i++) {
         for (int j = 0; j < i; j++) {
             good = good && operand_tag(3, i / 2, i % 2 ? OPERAND_DYT : OPERAND_DY)

@@ -1,14 +1,14 @@
 /*
 Trains GPT-2 on the CPU in plain C: the definition of correct.
 
-All arithmetic is FP32. The low-precision recipes (-p bf16, -p nvfp4) round and quantize what enters
-a GEMM and what the GPU program would store in BF16, with the very functions of llmc/nvfp4.h; so
-this program shows what a recipe does to a loss curve without a GPU, and it is the oracle of
-train_gpt2_nvfp4.cu, which has the same functions in the same order.
+All arithmetic is FP32. The low-precision recipes (-p bf16, -p nvfp4 and so on) round and quantize
+what enters a GEMM and what the GPU program would store in BF16, with the very functions of
+llmc/quantizer.h; so this program shows what a recipe does to a loss curve without a GPU, and it is
+the oracle of train_gpt2_nvfp4.cu, which has the same functions in the same order.
 
 Read: gpt2_forward, gpt2_backward, gpt2_update below; then llmc/recipe.h (which GEMM gets what),
-llmc/quantized_linear.h (the linear layer), llmc/nvfp4.h (the format), llmc/layers_cpu.h (the rest
-of the model). Everything about running (flags, data, log, checkpoints) is shared with the CUDA
+llmc/quantized_linear.h (the linear layer), llmc/quantizer.h (the formats), llmc/layers_cpu.h (the
+rest of the model). Everything about running (flags, data, log, checkpoints) is shared with the CUDA
 program and lives in llmc/ too.
 
 Started by mpirun -np N it trains with N processes ("ranks"), each of which takes its rows of every
@@ -26,6 +26,8 @@ number of threads.
 #include "llmc/adamw.h"             // adamw_element
 #include "llmc/gpt2.h"              // GPT2Config, ParamSpec, gpt2_init
 #include "llmc/layers_cpu.h"        // encoder, layernorm, attention, gelu, classifier
+#include "llmc/noise_trigger.h"     // when @auto rules of a recipe begin to hold
+#include "llmc/osci_reset.h"        // weights that oscillate between two codes
 #include "llmc/quantized_linear.h"  // linear_forward, linear_backward
 #include "llmc/shards.h"            // Shards: which part of the parameters a rank holds
 #include "llmc/train_run.h"         // TrainRun: flags, data, log, checkpoints
@@ -66,6 +68,14 @@ typedef struct {
     float* dbtc;            // (B,T,C)      likewise
 } Activations;
 
+// What osci_reset.h watches, of the parameters that a rank owns; NULL if the recipe does without.
+typedef struct {
+    float* d_w;             // (own)
+    float* d_q;             // (own)
+    float* w_before;        // (own)        as they were before the update
+    float* q_before;        // (own)
+} Oscillation;
+
 typedef struct {
     GPT2Config config;
     Recipe recipe;
@@ -82,6 +92,7 @@ typedef struct {
     float* m;               // (own)        AdamW moments
     float* v;               // (own)
     Weights weights;        // the quantized ones
+    Oscillation oscillation;
     Activations acts;
     Linear linear;
     int B, T;               // most that acts can hold
@@ -171,15 +182,24 @@ static void gpt2_build(GPT2* model, GPT2Config config, Recipe recipe, int B, int
     model->m = (float*)xcalloc(own.count * sizeof(float), "AdamW moments");
     model->v = (float*)xcalloc(own.count * sizeof(float), "AdamW moments");
     gradients_alloc(model);
+    if (recipe.reset.threshold > 0.0f) {
+        Oscillation* o = &model->oscillation;
+        o->d_w = (float*)xcalloc(own.count * sizeof(float), "sums of OsciReset");
+        o->d_q = (float*)xcalloc(own.count * sizeof(float), "sums of OsciReset");
+        o->w_before = alloc_floats(own.count, "weights before the update");
+        o->q_before = alloc_floats(own.count, "weights before the update");
+    }
 
     activations_alloc(&model->acts, &config, (size_t)B, (size_t)T);
-    linear_alloc(&model->linear, (size_t)B * (size_t)T, (size_t)config.C);
+    linear_alloc(&model->linear, &model->recipe, (size_t)B * (size_t)T, (size_t)config.C);
     model->linear.recipe = &model->recipe;
     model->linear.L = config.L;
+    model->linear.T = T;
     model->linear.seed = seed;
     model->linear.micro_steps = 1;
     model->linear.ranks = shards->ranks;
-    weights_alloc(&model->weights, shards, &model->recipe, model->specs, config.L, model->working);
+    weights_alloc(&model->weights, shards, &model->recipe, model->specs, config.L, seed,
+                  model->working);
     gpt2_init_part(model->params, own.first, own.count, model->specs, &config, seed);
     gpt2_refresh_working(model);
 }
@@ -288,6 +308,7 @@ static void gpt2_backward(GPT2* model, const int* inputs, int B, int T) {
     size_t BTC = (size_t)BT * (size_t)C;
     const float* dlogits = a->logits;
     float* dresidual = a->dresidual;
+    model->linear.T = T;
 
     gemm_cpu(a->dbtc, dlogits, param(model, WTE, 0), BT, C, Vp, 0, 0, 1.0f, 0.0f);
     round_to(base, a->dbtc, BTC);
@@ -357,10 +378,54 @@ static float gpt2_gradient_norm(const GPT2* model) {
     return (float)sqrt(total);
 }
 
+// What OsciReset does with the weights of this rank that it watches in update `step`.
+typedef enum { OSCI_BEFORE, OSCI_AFTER, OSCI_RESET } OsciPhase;
+
+// Keeps w and Q(w) before the update; adds their changes to the sums after it; or sets masters of
+// oscillating weights to Q(w). Returns how many were set, each counted on one rank.
+static size_t gpt2_watch(GPT2* model, OsciPhase phase, int step) {
+    const Oscillation* o = &model->oscillation;
+    const OsciReset* reset = &model->recipe.reset;
+    Quantizer quantizer = model->recipe.operands[OPERAND_W];
+    Range own = model->shards.own, part = model->shards.part;
+    int age = osci_reset_age(reset, step);
+    size_t count = 0;
+    for (int i = 0; i < model->config.L * NUM_LINEARS; i++) {
+        int layer = i / NUM_LINEARS, p = linear_param(i % NUM_LINEARS);
+        Range all = { gpt2_param_offset(model->specs, p, layer), model->specs[p].size };
+        Range here = range_overlap(all, own);
+        if (!osci_reset_watches(&model->recipe, layer, i % NUM_LINEARS, step)) { continue; }
+        const Nvfp4Matrix* q = &model->weights.quantized[i].w_q;
+        float scale = quantizer_tensor_scale(quantizer, *q->amax).scale;
+        #pragma omp parallel for reduction(+ : count)
+        for (size_t at = here.first; at < here.first + here.count; at++) {
+            size_t j = at - own.first;
+            float w = model->working[at];
+            float value = osci_reset_value(q->codes, q->block_scales, (size_t)q->cols,
+                                           at - all.first, quantizer, scale);
+            if (phase == OSCI_BEFORE) {
+                o->w_before[j] = w;
+                o->q_before[j] = value;
+            } else if (phase == OSCI_AFTER) {
+                osci_reset_add(&o->d_w[j], &o->d_q[j], o->w_before[j], w, o->q_before[j], value,
+                               age);
+            } else if (osci_reset_is_due(o->d_w[j], o->d_q[j], reset->threshold)) {
+                model->params[j] = value;
+                count += at >= part.first && at < part.first + part.count;
+            }
+        }
+    }
+    return count;
+}
+
 // One AdamW step, number `step` counted from 0. grad_scale multiplies the gradients (clipping).
-static void gpt2_update(GPT2* model, float learning_rate, float weight_decay, float grad_scale,
-                        int step) {
+// Returns how many weights OsciReset has set, or -1 if it was not the time.
+static int64_t gpt2_update(GPT2* model, float learning_rate, float weight_decay,
+                           float grad_scale, int step) {
     Range own = model->shards.own;
+    int watches = osci_reset_age(&model->recipe.reset, step) >= 0;
+    int64_t resets = -1;
+    if (watches) { gpt2_watch(model, OSCI_BEFORE, step); }
     for (int p = 0; p < NUM_PARAMS; p++) {
         const ParamSpec* spec = &model->specs[p];
         Range tensor = { spec->offset, spec->size * (size_t)spec->layers };
@@ -374,7 +439,55 @@ static void gpt2_update(GPT2* model, float learning_rate, float weight_decay, fl
                           adamw);
         }
     }
+    model->recipe.step = step + 1;
     gpt2_refresh_working(model);
+    if (watches) { gpt2_watch(model, OSCI_AFTER, step); }
+    if (osci_reset_ends(&model->recipe.reset, step)) {
+        resets = (int64_t)gpt2_watch(model, OSCI_RESET, step);
+        gpt2_refresh_working(model);
+    }
+    return resets;
+}
+
+// ---------------------------------------------------------------------------------------------
+// How much of the gradient is noise (llmc/noise_trigger.h)
+
+// Sum of squares of the gradients of what noise_trigger_counts, on all ranks together.
+static double gpt2_linear_squares(const GPT2* model) {
+    double squares = 0.0;
+    for (int i = 0; i < model->config.L * NUM_LINEARS; i++) {
+        int layer = i / NUM_LINEARS, p = linear_param(i % NUM_LINEARS);
+        Range all = { gpt2_param_offset(model->specs, p, layer), model->specs[p].size };
+        Range here = range_overlap(all, model->shards.part);
+        if (!noise_trigger_counts(&model->recipe, layer, i % NUM_LINEARS)) { continue; }
+        for (size_t at = here.first; at < here.first + here.count; at++) {
+            double g = (double)model->own_grads[at - model->shards.own.first];
+            squares += g * g;
+        }
+    }
+    ranks_sum_double(model->shards.ranks, &squares, 1, "gradient norm of linear layers");
+    return squares;
+}
+
+// The gradients are those of one micro-batch, this one, which had the same dloss. Runs it again
+// with other random bits and returns the sum of squares of the difference. -dloss subtracts: every
+// rounding is symmetric. The gradients stay.
+static double gpt2_draw_again(GPT2* model, const int* inputs, const int* targets, int B, int T,
+                              float dloss) {
+    int whole = model->shards.level < 2;
+    float* grads = whole ? model->grads : model->own_grads;
+    size_t bytes = (whole ? model->num_params : model->shards.own.count) * sizeof(float);
+    float* kept = (float*)xmalloc(bytes, "gradients of a micro-batch");
+    memcpy(kept, grads, bytes);
+    model->linear.seed = noise_trigger_seed(model->seed);
+    gpt2_forward(model, inputs, targets, B, T, -dloss);
+    gpt2_backward(model, inputs, B, T);
+    model->linear.seed = model->seed;
+    gpt2_sum_grads(model);
+    double squares = gpt2_linear_squares(model);
+    memcpy(grads, kept, bytes);
+    free(kept);
+    return squares;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -385,20 +498,31 @@ static void gpt2_update(GPT2* model, float learning_rate, float weight_decay, fl
 static float train_step(GPT2* model, TrainRun* run, int step, float learning_rate, float* norm) {
     const TrainConfig* c = &run->config;
     int ranks = run->ranks.size;
-    float loss = 0.0f;
+    int measures = noise_trigger_due(&model->recipe, run->num_steps, step);
+    float loss = 0.0f, share = 1.0f / (float)run->micro_steps;
+    float dloss = share / (float)(c->B * c->T * ranks);
+    double difference = 0.0;
     gpt2_zero_grad(model);
     for (int micro = 0; micro < run->micro_steps; micro++) {
         run_batch(run, step, micro);
         model->micro_step = (uint32_t)step * (uint32_t)run->micro_steps + (uint32_t)micro;
-        float share = 1.0f / (float)run->micro_steps;
-        loss += share * gpt2_forward(model, run->inputs, run->targets, c->B, c->T,
-                                     share / (float)(c->B * c->T * ranks));
+        loss += share * gpt2_forward(model, run->inputs, run->targets, c->B, c->T, dloss);
         gpt2_backward(model, run->inputs, c->B, c->T);
+        if (measures && micro == 0) {
+            difference = gpt2_draw_again(model, run->inputs, run->targets, c->B, c->T, dloss);
+        }
     }
     gpt2_sum_grads(model);
+    if (measures) {
+        double ratio = noise_trigger_ratio(gpt2_linear_squares(model), difference,
+                                           run->micro_steps);
+        run_report_noise(run, step, ratio);
+        if (noise_trigger_fires(ratio)) { recipe_trigger(&model->recipe, step + 1); }
+    }
     *norm = gpt2_gradient_norm(model);
     float grad_scale = c->clip_norm > 0.0f && *norm > c->clip_norm ? c->clip_norm / *norm : 1.0f;
-    gpt2_update(model, learning_rate, c->weight_decay, grad_scale, step);
+    int64_t resets = gpt2_update(model, learning_rate, c->weight_decay, grad_scale, step);
+    if (resets >= 0) { run_report_resets(run, step, resets); }
     return (float)(run_sum(run, loss, "loss") / ranks);
 }
 
@@ -444,7 +568,10 @@ int main(int argc, char** argv) {
                &run.shards);
     model.linear.micro_steps = (uint32_t)run.micro_steps;
     model.linear.local_amax = run.local_amax;
+    run.sums[0] = model.oscillation.d_w;
+    run.sums[1] = model.oscillation.d_q;
     run_load(&run, model.params, model.m, model.v);
+    model.recipe = run.recipe;
     gpt2_refresh_working(&model);
     run_start_log(&run, "train_gpt2_fp32", "CPU");
 

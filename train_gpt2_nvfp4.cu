@@ -43,6 +43,7 @@ Errors end the program with one message; a library would return them.
 #include "llmc/layernorm.cuh"       // layernorm_forward, layernorm_backward
 #include "llmc/linear.cuh"          // linear_forward, linear_backward
 #include "llmc/multi_rank_nccl.cuh" // DeviceRanks: collectives between GPUs
+#include "llmc/osci_reset.cuh"      // Oscillation: weights that swing between two codes
 #include "llmc/self_test.cuh"       // self_test, HardwarePaths
 #include "llmc/weights.cuh"         // Weights: from sharded masters to what the layers read
 
@@ -125,6 +126,7 @@ template <typename Real> struct GPT2 {
     float* m;               // (own)        AdamW moments
     float* v;               // (own)
     Weights weights;        // those that come from other ranks
+    Oscillation oscillation;
     Activations<Real> acts;
     Linear linear;
     Gemm gemm;
@@ -186,44 +188,54 @@ template <typename Real> static void gpt2_refresh_working(GPT2<Real>* model) {
     gpt2_quantize_weights(model);
 }
 
+// Does backward ever read this linear layer's input in BF16?
+static int keeps_input(const Recipe* recipe, int layer, int linear) {
+    return recipe_ever(recipe, WGRAD, layer, linear, 0);
+}
+
 // A block's activations. What only quantized GEMMs read (the inputs of the linear layers, except
 // atty, which attention's backward pass needs) is not kept beside its packed form: such tensors
-// share the scratch memory, and X^T in NVFP4 stays.
+// share the scratch memory, and the quantized X^T stays. A recipe that changes on the way may need
+// both.
 template <typename Real>
 static void block_alloc(BlockActivations<Real>* b, const Activations<Real>* a, const Recipe* recipe,
                         const Weights* weights, int layer, const GPT2Config* config, size_t B,
                         size_t T) {
     size_t NH = (size_t)config->NH, BT = B * T, BTC = BT * (size_t)config->C, real = sizeof(Real);
-    int keep_inputs = !recipe_quantizes(recipe, WGRAD, layer, config->L);
-    b->ln1 = keep_inputs ? (Real*)device_alloc(BTC * real, "linear inputs") : a->dbtc;
+    b->ln1 = keeps_input(recipe, layer, LINEAR_QKV)
+           ? (Real*)device_alloc(BTC * real, "linear inputs") : a->dbtc;
     b->ln1_mean = (float*)device_alloc(BT * sizeof(float), "statistics");
     b->ln1_rstd = (float*)device_alloc(BT * sizeof(float), "statistics");
     b->qkv = (Real*)device_alloc(3 * BTC * real, "qkv");
     b->lse = (float*)device_alloc(BT * NH * sizeof(float), "statistics");
     b->atty = (Real*)device_alloc(BTC * real, "attention output");
     b->residual2 = (Real*)device_alloc(BTC * real, "residual stream");
-    b->ln2 = keep_inputs ? (Real*)device_alloc(BTC * real, "linear inputs") : a->dbtc;
+    b->ln2 = keeps_input(recipe, layer, LINEAR_FC)
+           ? (Real*)device_alloc(BTC * real, "linear inputs") : a->dbtc;
     b->ln2_mean = (float*)device_alloc(BT * sizeof(float), "statistics");
     b->ln2_rstd = (float*)device_alloc(BT * sizeof(float), "statistics");
     b->fch = (Real*)device_alloc(4 * BTC * real, "MLP before GELU");
-    b->fch_gelu = keep_inputs ? (Real*)device_alloc(4 * BTC * real, "linear inputs") : a->dbt4c;
+    b->fch_gelu = keeps_input(recipe, layer, LINEAR_FCPROJ)
+                ? (Real*)device_alloc(4 * BTC * real, "linear inputs") : a->dbt4c;
     b->residual3 = (Real*)device_alloc(BTC * real, "residual stream");
     for (int i = 0; i < NUM_LINEARS; i++) {
         int in = linear_shapes[i].in * config->C, out = linear_shapes[i].out * config->C;
-        int fprop = recipe_quantizes(recipe, FPROP, layer, config->L);
-        int dgrad = recipe_quantizes(recipe, DGRAD, layer, config->L);
+        Format format = recipe->operands[OPERAND_X].format;
+        int dgrad = recipe_ever(recipe, DGRAD, layer, i, 1);
+        int transposes = dgrad && recipe_transposes_weights(recipe);
         QuantizedLinear* q = &b->linears[i];
         memset(q, 0, sizeof(*q));
-        // the two directions of a weight are quantized together, from one amax
         if (weights_coded(weights, layer)) {
-            q->w_q = linear_operand_at(weights_codes(weights, layer, i), out, in, "NVFP4 weights");
-            q->wT_q = linear_operand_alloc(in, out, "NVFP4 weights");
-        } else if (fprop || dgrad) {
-            q->w_q = linear_operand_alloc(out, in, "NVFP4 weights");
-            q->wT_q = linear_operand_alloc(in, out, "NVFP4 weights");
+            q->w_q = linear_operand_at(weights_codes(weights, layer, i), format, out, in,
+                                       "quantized weights");
+        } else if (recipe_ever(recipe, FPROP, layer, i, 1) || transposes) {
+            q->w_q = linear_operand_alloc(format, out, in, "quantized weights");
         }
-        if (!keep_inputs) {
-            q->xT_q = linear_operand_alloc(in, (int)BT, "NVFP4 linear inputs");
+        if (dgrad && !recipe_remakes_weights(recipe)) {
+            q->wT_q = linear_operand_alloc(format, in, out, "quantized weights");
+        }
+        if (recipe_ever(recipe, WGRAD, layer, i, 1)) {
+            q->xT_q = linear_operand_alloc(format, in, (int)BT, "quantized inputs");
             q->x_amax = q->xT_q.amax++;
         }
         weights->quantized[layer * NUM_LINEARS + i] = q;
@@ -257,23 +269,24 @@ static void activations_alloc(Activations<Real>* a, const Recipe* recipe, const 
     a->losses = (float*)device_alloc(BT * sizeof(float), "statistics");
 }
 
-// The products of NVFP4 matrices that training does with micro-batches of N tokens; returns how many,
+// The products of quantized matrices that training does with micro-batches of N tokens; returns how many,
 // 0 if the recipe quantizes nothing.
 static int gpt2_products(GemmProduct* products /* (NUM_LINEARS * NUM_GEMMS) */,
                          const Recipe* recipe, const GPT2Config* config, int N) {
     int count = 0;
     for (int g = 0; g < NUM_GEMMS; g++) {
-        int quantizes = 0;
-        for (int l = 0; l < config->L; l++) {
-            quantizes |= recipe_quantizes(recipe, g, l, config->L);
-        }
-        for (int i = 0; quantizes && i < NUM_LINEARS; i++) {
+        for (int i = 0; i < NUM_LINEARS; i++) {
+            int quantizes = 0;
+            for (int l = 0; l < config->L; l++) { quantizes |= recipe_ever(recipe, g, l, i, 1); }
+            if (!quantizes) { continue; }
             int in = linear_shapes[i].in * config->C, out = linear_shapes[i].out * config->C;
             GemmProduct* p = &products[count++];
             p->M = g == WGRAD ? out : N;
             p->N = g == FPROP ? out : in;
             p->K = g == FPROP ? in : g == DGRAD ? out : N;
             p->result = g == WGRAD ? GEMM_ADDS_FP32 : GEMM_STORES_BF16;
+            p->A = recipe->operands[gemm_operand(g, 0)];
+            p->B = recipe->operands[gemm_operand(g, 1)];
         }
     }
     return count;
@@ -300,15 +313,28 @@ static void linear_alloc(Linear* l, const GPT2Config* config, GemmPaths paths, i
     int num_products = gpt2_products(products, l->recipe, config, N);
     gemm_create(l->gemm, paths, gemm_most_elements(products, num_products));
     if (num_products == 0) { return; }
-    size_t bytes = nvfp4_codes_size((size_t)N, 4 * (size_t)C);
-    uint8_t* codes = (uint8_t*)device_alloc(bytes, "NVFP4 scratch");
-    uint8_t* codesT = (uint8_t*)device_alloc(bytes, "NVFP4 scratch");
+    const Quantizer* operands = l->recipe->operands;
+    Format format = operands[OPERAND_X].format;         // a recipe has one
+    int redraws = recipe_remakes_weights(l->recipe);
+    int aligned = operands[OPERAND_XT].aligned || operands[OPERAND_WT].aligned;
+    size_t most = 4 * (size_t)C * (size_t)(C > N ? C : N);
+    size_t bytes = quantized_codes_size(format, (size_t)N, 4 * (size_t)C);
+    size_t bytesT = redraws ? most * (size_t)format_bits(format) / 8 : bytes;
+    uint8_t* codes = (uint8_t*)device_alloc(bytes, "quantization scratch");
+    uint8_t* codesT = (uint8_t*)device_alloc(bytesT, "quantization scratch");
     for (int i = 0; i < NUM_LINEARS; i++) {
         int in = linear_shapes[i].in * C, out = linear_shapes[i].out * C;
-        l->x_q[i] = linear_operand_at(codes, N, in, "NVFP4 scratch");
-        l->dy_q[i] = linear_operand_at(codes, N, out, "NVFP4 scratch");
-        l->dyT_q[i] = linear_operand_at(codesT, out, N, "NVFP4 scratch");
+        l->x_q[i] = linear_operand_at(codes, format, N, in, "quantization scratch");
+        l->dy_q[i] = linear_operand_at(codes, format, N, out, "quantization scratch");
+        l->dyT_q[i] = linear_operand_at(codesT, format, out, N, "quantization scratch");
         l->dyT_q[i].amax = l->dy_q[i].amax + 1;
+        if (redraws) {
+            l->wT_q[i] = linear_operand_at(codesT, format, in, out, "quantization scratch");
+        }
+    }
+    if (aligned) {
+        l->expanded = (__nv_bfloat16*)device_alloc(most * sizeof(__nv_bfloat16),
+                                                   "quantization scratch");
     }
 }
 
@@ -337,6 +363,15 @@ template <typename Real> static void gradients_alloc(GPT2<Real>* model) {
     for (int i = 0; i < NUM_GRAD_GROUPS; i++) {
         cudaCheck(cudaEventCreateWithFlags(&model->grad_groups[i].summed, cudaEventDisableTiming));
     }
+}
+
+static void oscillation_alloc(Oscillation* o, size_t own) {
+    float** vectors[] = { &o->d_w, &o->d_q, &o->w_before, &o->q_before };
+    for (int i = 0; i < 4; i++) {
+        *vectors[i] = (float*)device_alloc(own * sizeof(float), "OsciReset");
+        cudaCheck(cudaMemset(*vectors[i], 0, own * sizeof(float)));
+    }
+    o->resets = (unsigned long long*)device_alloc(sizeof(unsigned long long), "OsciReset");
 }
 
 // `shards` tells which rank of how many this is, and is of the size of the model's parameters.
@@ -369,8 +404,10 @@ static void gpt2_build(GPT2<Real>* model, GPT2Config config, Recipe recipe, Hard
     model->loss_sum = (float*)device_alloc(sizeof(float), "scratch");
     model->norm_squared = (float*)device_alloc(sizeof(float), "scratch");
     for (int i = 0; i < 2; i++) { slot_alloc(&model->slots[i], B * T); }
+    if (recipe.reset.threshold > 0.0f) { oscillation_alloc(&model->oscillation, own); }
 
-    weights_alloc(&model->weights, shards, &model->recipe, model->specs, config.L, sizeof(Real));
+    weights_alloc(&model->weights, shards, &model->recipe, model->specs, config.L, seed,
+                  sizeof(Real));
     activations_alloc(&model->acts, &model->recipe, &model->weights, &config, (size_t)B, (size_t)T);
     model->linear.recipe = &model->recipe;
     model->linear.L = config.L;
@@ -400,6 +437,18 @@ static void gpt2_get_state(const GPT2<Real>* model, float* params_cpu, float* m_
     cudaCheck(cudaMemcpy(params_cpu, model->params, bytes, cudaMemcpyDeviceToHost));
     cudaCheck(cudaMemcpy(m_cpu, model->m, bytes, cudaMemcpyDeviceToHost));
     cudaCheck(cudaMemcpy(v_cpu, model->v, bytes, cudaMemcpyDeviceToHost));
+}
+
+// The sums of OsciReset (own) from host memory, or to there; nothing if the recipe does without.
+template <typename Real>
+static void gpt2_copy_sums(GPT2<Real>* model, float* const* sums_cpu /* (2) */, int to_device) {
+    float* sums[2] = { model->oscillation.d_w, model->oscillation.d_q };
+    size_t bytes = model->shards.own.count * sizeof(float);
+    device_ranks_wait(model->ranks, model->stream);
+    for (int i = 0; i < 2 && sums[i] != NULL; i++) {
+        cudaCheck(to_device ? cudaMemcpy(sums[i], sums_cpu[i], bytes, cudaMemcpyHostToDevice)
+                            : cudaMemcpy(sums_cpu[i], sums[i], bytes, cudaMemcpyDeviceToHost));
+    }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -433,7 +482,7 @@ static void gpt2_load_batch(GPT2<Real>* model, const int* inputs_cpu, const int*
 template <typename Real> static void gpt2_forward_nothing(GPT2<Real>* model) {
     for (int i = 0; i < model->config.L * NUM_LINEARS; i++) {
         const Linear* l = linear_at(model, i / NUM_LINEARS, i % NUM_LINEARS);
-        if (!recipe_quantizes(&model->recipe, FPROP, l->layer, l->L)) { continue; }
+        if (!recipe_quantizes(&model->recipe, FPROP, l->layer, l->linear)) { continue; }
         float* amax = l->x_q[l->linear].amax;
         cudaCheck(cudaMemsetAsync(amax, 0, sizeof(float), model->stream));
         linear_agree(amax, 1, operand_name(OPERAND_X), l);
@@ -457,6 +506,7 @@ static void gpt2_forward(GPT2<Real>* model, const int* inputs_cpu, const int* ta
     }
     gpt2_load_batch(model, inputs_cpu, targets_cpu, B, T);
     model->linear.training = dloss != 0.0f;
+    model->linear.T = T;
 
     encoder_forward(a->encoded, model->inputs, param(model, WTE, 0), param(model, WPE, 0), B, T, C,
                     stream);
@@ -651,10 +701,50 @@ template <typename Real> static void gpt2_check_finite(const GPT2<Real>* model, 
           linear / NUM_LINEARS, linear_name(linear % NUM_LINEARS), operand_name(operand));
 }
 
-// One AdamW step, number `step` counted from 0. grad_scale multiplies the gradients (clipping).
+// What OsciReset does with the weights of this rank that it watches in update `step`.
 template <typename Real>
-static void gpt2_update(GPT2<Real>* model, float learning_rate, float weight_decay,
-                        float grad_scale, int step) {
+static void gpt2_watch(GPT2<Real>* model, OsciPhase phase, int step) {
+    Range own = model->shards.own, counted = model->shards.part;
+    for (int i = 0; i < model->config.L * NUM_LINEARS; i++) {
+        int layer = i / NUM_LINEARS, p = linear_param(i % NUM_LINEARS);
+        Range all = { gpt2_param_offset(model->specs, p, layer), model->specs[p].size };
+        Range here = range_overlap(all, own), count = range_overlap(here, counted);
+        if (!osci_reset_watches(&model->recipe, layer, i % NUM_LINEARS, step)) { continue; }
+        OsciPart part;
+        part.w_q = model->acts.blocks[layer].linears[i % NUM_LINEARS].w_q;
+        part.quantizer = model->recipe.operands[OPERAND_W];
+        part.first = here.first - all.first;
+        part.count = here.count;
+        part.counted_first = count.first - here.first;
+        part.counted_end = part.counted_first + count.count;
+        osci_reset_watch(part, model->oscillation, model->params, model->working + here.first,
+                         here.first - own.first, phase,
+                         osci_reset_age(&model->recipe.reset, step),
+                         model->recipe.reset.threshold, model->stream);
+    }
+}
+
+// Sets the weights that have oscillated; returns how many, each counted on one rank. Waits for the
+// GPU.
+template <typename Real> static int64_t gpt2_reset(GPT2<Real>* model, int step) {
+    unsigned long long count;
+    cudaCheck(cudaMemsetAsync(model->oscillation.resets, 0, sizeof(count), model->stream));
+    gpt2_watch(model, OSCI_RESET, step);
+    gpt2_refresh_working(model);
+    device_ranks_wait(model->ranks, model->stream);
+    cudaCheck(cudaMemcpyAsync(&count, model->oscillation.resets, sizeof(count),
+                              cudaMemcpyDeviceToHost, model->stream));
+    cudaCheck(cudaStreamSynchronize(model->stream));
+    return (int64_t)count;
+}
+
+// One AdamW step, number `step` counted from 0. grad_scale multiplies the gradients (clipping).
+// Returns how many weights OsciReset has set, or -1 if it was not the time.
+template <typename Real>
+static int64_t gpt2_update(GPT2<Real>* model, float learning_rate, float weight_decay,
+                           float grad_scale, int step) {
+    int watches = osci_reset_age(&model->recipe.reset, step) >= 0;
+    if (watches) { gpt2_watch(model, OSCI_BEFORE, step); }
     __nv_bfloat16* working = model->recipe.base == FORMAT_BF16 ? (__nv_bfloat16*)model->working
                                                                : NULL;
     for (int p = 0; p < NUM_PARAMS; p++) {
@@ -669,7 +759,59 @@ static void gpt2_update(GPT2<Real>* model, float learning_rate, float weight_dec
                      model->own_grads + begin, model->m + begin, model->v + begin, here.count,
                      adamw, model->stream);
     }
+    model->recipe.step = step + 1;
     gpt2_quantize_weights(model);
+    if (watches) { gpt2_watch(model, OSCI_AFTER, step); }
+    return osci_reset_ends(&model->recipe.reset, step) ? gpt2_reset(model, step) : -1;
+}
+
+// ---------------------------------------------------------------------------------------------
+// How much of the gradient is noise (llmc/noise_trigger.h)
+
+// Sum of squares of the gradients of what noise_trigger_counts, on all ranks together. Waits for the
+// GPU.
+template <typename Real> static double gpt2_linear_squares(const GPT2<Real>* model) {
+    double squares = 0.0;
+    for (int i = 0; i < model->config.L * NUM_LINEARS; i++) {
+        int layer = i / NUM_LINEARS, p = linear_param(i % NUM_LINEARS);
+        Range all = { gpt2_param_offset(model->specs, p, layer), model->specs[p].size };
+        Range here = range_overlap(all, model->shards.part);
+        float sum;
+        if (!noise_trigger_counts(&model->recipe, layer, i % NUM_LINEARS) || here.count == 0) {
+            continue;
+        }
+        global_norm_squared(model->norm_squared,
+                            model->own_grads + (here.first - model->shards.own.first), here.count,
+                            model->acts.norm_scratch, model->stream);
+        device_ranks_wait(model->ranks, model->stream);
+        cudaCheck(cudaMemcpyAsync(&sum, model->norm_squared, sizeof(float), cudaMemcpyDeviceToHost,
+                                  model->stream));
+        cudaCheck(cudaStreamSynchronize(model->stream));
+        squares += (double)sum;
+    }
+    ranks_sum_double(model->shards.ranks, &squares, 1, "gradient norm of linear layers");
+    return squares;
+}
+
+// Runs a micro-batch twice, with different random bits, and returns the sum of squares of the
+// difference of the two gradients, summed over the ranks first. With -dloss a gradient is subtracted:
+// every rounding is symmetric. Gradients and losses are zero before and after. (The C program has
+// the first of the two from the update itself; here its sum over the ranks is on its way by then.)
+template <typename Real>
+static double gpt2_noise_squares(GPT2<Real>* model, const int* inputs_cpu, const int* targets_cpu,
+                                 int B, int T, float dloss) {
+    for (int draw = 0; draw < 2; draw++) {
+        model->linear.seed = draw == 0 ? model->seed : noise_trigger_seed(model->seed);
+        model->last_micro = draw == 1;
+        gpt2_forward(model, inputs_cpu, targets_cpu, B, T, draw == 0 ? dloss : -dloss);
+        gpt2_backward(model, B, T);
+    }
+    model->linear.seed = model->seed;
+    gpt2_finish_grads(model);
+    double squares = gpt2_linear_squares(model);
+    gpt2_zero_grad(model);
+    gpt2_zero_loss(model);
+    return squares;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -684,21 +826,32 @@ static float train_step(GPT2<Real>* model, TrainRun* run, int step, float learni
     int ranks = run->ranks.size;
     gpt2_zero_grad(model);
     gpt2_zero_loss(model);
-    float share = 1.0f / (float)run->micro_steps;
+    int measures = noise_trigger_due(&model->recipe, run->num_steps, step);
+    float share = 1.0f / (float)run->micro_steps, dloss = share / (float)(c->B * c->T * ranks);
+    double difference = 0.0;
     for (int micro = 0; micro < run->micro_steps; micro++) {
         run_batch(run, step, micro);
         model->micro_step = (uint32_t)step * (uint32_t)run->micro_steps + (uint32_t)micro;
+        if (measures && micro == 0) {
+            difference = gpt2_noise_squares(model, run->inputs, run->targets, c->B, c->T, dloss);
+        }
         model->last_micro = micro + 1 == run->micro_steps;
-        gpt2_forward(model, run->inputs, run->targets, c->B, c->T,
-                     share / (float)(c->B * c->T * ranks));
+        gpt2_forward(model, run->inputs, run->targets, c->B, c->T, dloss);
         gpt2_backward(model, c->B, c->T);
         device_ranks_mark(model->ranks, "a micro-batch", model->stream);
     }
     gpt2_finish_grads(model);
+    if (measures) {
+        double ratio = noise_trigger_ratio(gpt2_linear_squares(model), difference,
+                                           run->micro_steps);
+        run_report_noise(run, step, ratio);
+        if (noise_trigger_fires(ratio)) { recipe_trigger(&model->recipe, step + 1); }
+    }
     *norm = gpt2_gradient_norm(model);
     gpt2_check_finite(model, step);
     float grad_scale = c->clip_norm > 0.0f && *norm > c->clip_norm ? c->clip_norm / *norm : 1.0f;
-    gpt2_update(model, learning_rate, c->weight_decay, grad_scale, step);
+    int64_t resets = gpt2_update(model, learning_rate, c->weight_decay, grad_scale, step);
+    if (resets >= 0) { run_report_resets(run, step, resets); }
     float loss = gpt2_loss_sum(model) * share / (float)(c->B * c->T);
     return (float)(run_sum(run, loss, "loss") / ranks);
 }
@@ -775,9 +928,14 @@ template <typename Real> static void train(TrainRun* run, const cudaDeviceProp* 
     float* params_cpu = (float*)xmalloc(bytes, "parameters");
     float* m_cpu = (float*)xcalloc(bytes, "AdamW moments");
     float* v_cpu = (float*)xcalloc(bytes, "AdamW moments");
+    for (int i = 0; i < 2 && model.oscillation.d_w != NULL; i++) {
+        run->sums[i] = (float*)xcalloc(bytes, "sums of OsciReset");
+    }
     gpt2_init_part(params_cpu, own.first, own.count, model.specs, &model.config, model.seed);
     run_load(run, params_cpu, m_cpu, v_cpu);
+    model.recipe = run->recipe;             // a checkpoint tells which automatic rules hold
     gpt2_set_state(&model, params_cpu, m_cpu, v_cpu);
+    gpt2_copy_sums(&model, run->sums, 1);
     run_start_log(run, "train_gpt2_nvfp4", device->name);
 
     char bus_id[32];
@@ -793,6 +951,7 @@ template <typename Real> static void train(TrainRun* run, const cudaDeviceProp* 
         if (run_is_due(run, run->config.sample_every, step)) { generate(&model, run, step); }
         if (run_saves(run, step)) {
             gpt2_get_state(&model, params_cpu, m_cpu, v_cpu);
+            gpt2_copy_sums(&model, run->sums, 0);
             run_save(run, step, params_cpu, m_cpu, v_cpu);
         }
         if (step == run->num_steps) { break; }
@@ -810,6 +969,8 @@ template <typename Real> static void train(TrainRun* run, const cudaDeviceProp* 
     free(params_cpu);
     free(m_cpu);
     free(v_cpu);
+    free(run->sums[0]);
+    free(run->sums[1]);
 }
 
 // The GPU to train on, or an error that says what is wrong with what there is. The ranks of a host

@@ -8,9 +8,12 @@ Checkpoints: two files a step, written so that a crash at any moment leaves the 
 
     state_00001000.bin      what else a run needs to go on
         int32[256]          magic 20261101, version 1, step, bytes of the settings; then as 64-bit
-                            numbers: number of parameters, checksum of the model file; zeros
+                            numbers: number of parameters, checksum of the model file; then the
+                            update from which automatic rules of the recipe hold (0: not yet),
+                            number of sums; zeros
         settings            text, a line for each (flags.h)
         m, v                AdamW's moments, FP32, like the parameters
+        sums                none; or, inside a window of osci_reset.h, d_w and d_q, like m and v
         uint64              checksum (FNV-1a) of everything before it
 
 The state is written after the model, and each file gets its name when it is complete: a checkpoint
@@ -46,8 +49,16 @@ typedef struct {
 typedef struct {
     int32_t magic, version, step, settings_bytes;
     uint64_t num_parameters, model_checksum;
-    int32_t zeros[248];
+    int32_t triggered, num_sums;
+    int32_t zeros[246];
 } StateHeader;
+
+// What a state file has that most runs have not. NULL stands for none of it.
+typedef struct {
+    int triggered;              // see above
+    int num_sums;               // 0 or 2
+    float* sums[2];             // (own)
+} CheckpointExtras;
 
 // Parameters that pass through memory at a time, a multiple of 16; tests make it small.
 static size_t checkpoint_piece = (size_t)1 << 20;
@@ -205,7 +216,8 @@ static inline ModelHeader model_header(const GPT2Config* config) {
 // call it; shards is NULL where there is one. The directory exists.
 static inline void checkpoint_save(const char* directory, int step, const GPT2Config* config,
                                    const float* params, const float* m, const float* v,
-                                   const Shards* shards, const char* settings) {
+                                   const CheckpointExtras* extras, const Shards* shards,
+                                   const char* settings) {
     ParamSpec specs[NUM_PARAMS];
     size_t num_parameters = gpt2_param_specs(specs, config);
     int writes = shards == NULL || shards->ranks->rank == 0;
@@ -226,12 +238,17 @@ static inline void checkpoint_save(const char* directory, int step, const GPT2Co
     state.settings_bytes = (int32_t)strlen(settings);
     state.num_parameters = num_parameters;
     state.model_checksum = hash;
+    state.triggered = extras != NULL ? extras->triggered : 0;
+    state.num_sums = extras != NULL ? extras->num_sums : 0;
     checkpoint_path(path, directory, "state", step);
     file = writes ? file_create(path) : NULL;
     hash = write_hashed(&state, sizeof(state), file, path, FNV1A_START);
     hash = write_hashed(settings, strlen(settings), file, path, hash);
     hash = write_vector(m, num_parameters, shards, file, path, hash);
     hash = write_vector(v, num_parameters, shards, file, path, hash);
+    for (int i = 0; i < state.num_sums; i++) {
+        hash = write_vector(extras->sums[i], num_parameters, shards, file, path, hash);
+    }
     write_hashed(&hash, sizeof(hash), file, path, hash);
     if (writes) { file_commit(file, path); }
 }
@@ -319,11 +336,11 @@ static inline uint64_t checkpoint_load_model(float* params, const char* path, Ra
 // ---------------------------------------------------------------------------------------------
 // Resuming
 
-// m, v (own) of num_parameters each, from the state file. Returns the checksum that the model file
-// must have.
+// m, v and sums (own) of num_parameters each, from the state file. Returns the checksum that the
+// model file must have.
 static inline uint64_t checkpoint_load_state(const char* directory, int step, size_t num_parameters,
-                                             float* m, float* v, Range own,
-                                             const char* settings) {
+                                             float* m, float* v, CheckpointExtras* extras,
+                                             Range own, const char* settings) {
     char path[PATH_BYTES];
     checkpoint_path(path, directory, "state", step);
     FILE* file = file_open(path, "-o names the directory of the run to resume");
@@ -335,8 +352,10 @@ static inline uint64_t checkpoint_load_state(const char* directory, int step, si
                      && state.step == step, directory, step,
                      "its state file has a wrong magic, version or step");
     size_t settings_bytes = (uint32_t)state.settings_bytes;
-    uint64_t expected = sizeof(state) + settings_bytes + 2 * sizeof(float) * state.num_parameters
-                      + sizeof(hash);
+    int num_sums = extras != NULL ? extras->num_sums : 0;
+    uint64_t vectors = 2 + (uint64_t)(uint32_t)state.num_sums;
+    uint64_t expected = sizeof(state) + settings_bytes
+                      + vectors * sizeof(float) * state.num_parameters + sizeof(hash);
     checkpoint_check(size == expected, directory, step, "its state file has a wrong size");
 
     char* saved = (char*)xcalloc(settings_bytes + 1, "settings of a checkpoint");
@@ -347,6 +366,12 @@ static inline uint64_t checkpoint_load_state(const char* directory, int step, si
           "this run %zu", path, state.num_parameters, num_parameters);
     hash = read_vector(m, num_parameters, own, 0, file, path, hash);
     hash = read_vector(v, num_parameters, own, 0, file, path, hash);
+    check(state.num_sums == num_sums, "%s has %d sums of OsciReset, this run needs %d", path,
+          state.num_sums, num_sums);
+    for (int i = 0; i < num_sums; i++) {
+        hash = read_vector(extras->sums[i], num_parameters, own, 0, file, path, hash);
+    }
+    if (extras != NULL) { extras->triggered = state.triggered; }
     uint64_t stored;
     file_read(&stored, sizeof(stored), file, path);
     fclose(file);
@@ -354,16 +379,16 @@ static inline uint64_t checkpoint_load_state(const char* directory, int step, si
     return state.model_checksum;
 }
 
-// Fills params, m, v with the elements `own` of the checkpoint of `step`, after checking that it
-// belongs to a run with these settings. Each byte of both files is covered by a checksum; returns
-// that of the model.
+// Fills params, m, v and extras with the elements `own` of the checkpoint of `step`, after checking
+// that it belongs to a run with these settings; how many sums it must have, extras says. Each byte
+// of both files is covered by a checksum; returns that of the model.
 static inline uint64_t checkpoint_load(const char* directory, int step, const GPT2Config* config,
-                                   float* params, float* m, float* v, Range own,
-                                   const char* settings) {
+                                   float* params, float* m, float* v, CheckpointExtras* extras,
+                                   Range own, const char* settings) {
     ParamSpec specs[NUM_PARAMS];
     size_t num_parameters = gpt2_param_specs(specs, config);
     size_t bytes = num_parameters * sizeof(float);
-    uint64_t checksum = checkpoint_load_state(directory, step, num_parameters, m, v, own,
+    uint64_t checksum = checkpoint_load_state(directory, step, num_parameters, m, v, extras, own,
                                               settings);
 
     char path[PATH_BYTES];

@@ -4,6 +4,8 @@ The log of a run: DIR/log.jsonl, one JSON object a line.
     {"run":{"flags":{"-b":4,...},"program":"train_gpt2_fp32",...}}      at the start and each resume
     {"step":0,"loss":5.54,"norm":2.1,"lr":0.0006,"ms":85.1,"tok_s":12034}      a GPU adds "joules"
     {"step":20,"val_loss":3.92}
+    {"step":80,"noise_ratio":1.68,"trigger":81}     noise_trigger.h; the last if it fired, and from when
+    {"step":99,"resets":1234}                       weights that OsciReset has set
     {"wire":{"amax":96,"gradients":1048576,...}}    bytes that all ranks send in an update
 
 Every line is on its way to the disk before the next step begins. C11 that also compiles as C++17.
@@ -144,6 +146,22 @@ static inline void logger_wire(Logger* logger, const char** names, const double*
         fprintf(logger->file, "%s\"%s\":%.0f", i == 0 ? "{\"wire\":{" : ",", names[i], bytes[i]);
     }
     fprintf(logger->file, "}}");
+    logger_end_line(logger);
+}
+
+// trigger: the update from which automatic rules hold, -1 if they do not yet
+static inline void logger_noise(Logger* logger, int step, double ratio, int trigger) {
+    if (logger->file == NULL) { return; }
+    fprintf(logger->file, "{\"step\":%d", step);
+    logger_number(logger, "noise_ratio", ratio, 9);
+    if (trigger >= 0) { fprintf(logger->file, ",\"trigger\":%d", trigger); }
+    fputc('}', logger->file);
+    logger_end_line(logger);
+}
+
+static inline void logger_resets(Logger* logger, int step, double resets) {
+    if (logger->file == NULL) { return; }
+    fprintf(logger->file, "{\"step\":%d,\"resets\":%.0f}", step, resets);
     logger_end_line(logger);
 }
 

@@ -1,8 +1,8 @@
 /*
-A precision recipe is data: for each of the three GEMMs of a linear layer, the format of its
-operands; for each operand, how it is quantized; and which blocks of the model take part. This file
-holds the recipes, parses their names and prints them in words. quantized_linear.h (plain C) and
-linear.cuh (CUDA) carry them out.
+A precision recipe is data: for each operand of the three GEMMs of a linear layer, how it is
+quantized; and which GEMMs of which blocks take part, from which update on. This file holds the
+recipes, parses their names and prints them in words. quantized_linear.h (plain C) and linear.cuh
+(CUDA) carry them out.
 
 The three GEMMs of a layer Y = X W^T, for X (N,C), W (OC,C), Y (N,OC), N = B*T tokens:
 
@@ -20,34 +20,77 @@ In NVFP4 [arXiv 2509.25149, section 4 and figure 5]:
     wgrad  dY^T    1 x 16    stochastic    yes        spreads outliers; cancels with X's transform
     wgrad  X^T     1 x 16    nearest       yes
 
-A recipe is written as a preset with overrides: "nvfp4", "nvfp4,hadamard=0,tail=4", "bf16".
+A recipe is written as a preset with overrides:
+
+    nvfp4,hadamard=0,tail=4             without the Hadamard transform, the last 4 blocks in BF16
+    nvfp4,forward=bf16@0.82             forward in BF16 for the last 18 % of the updates
+    nvfp4,all=bf16:0-1,wgrad=bf16/fc    blocks 0 and 1, and wgrad of every fc layer, in BF16
+    quartet2,backward=bf16@auto         backward in BF16 once gradients drown in rounding noise
+
+The presets, and where each comes from:
+
+    fp32, bf16  nothing quantized
+    fp8         one scale a tensor; E4M3, gradients E5M2 [TransformerEngine, current scaling]
+    fp8block    E4M3; 1x128 blocks, weights 128x128 [DeepSeek-V3, arXiv 2412.19437, 3.3]
+    mxfp8       E4M3; 32 elements share a power of two [OCP MX 1.0; arXiv 2506.08027]
+    mxfp4       nvfp4 with MXFP4's blocks: E2M1, 32 elements share a power of two
+    nvfp4       above
+    nvfp4+46    nvfp4 with Four Over Six where rounding is to nearest [arXiv 2512.02010]
+    quartet2    1x16 and Four Over Six forward, MS-EDEN backward [arXiv 2601.22813]
+    tetrajet    1x16; backward from forward's codes, stochastic [arXiv 2510.27527; its base: without
+                FP32 scales of 128 and without outlier channels]
+    fp4all      1x16; split rounding, no transform [arXiv 2505.19115]
 */
 #ifndef LLMC_RECIPE_H
 #define LLMC_RECIPE_H
 
+#include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "quantizer.h"
 #include "utils.h"
-
-typedef enum { FORMAT_FP32, FORMAT_BF16, FORMAT_NVFP4 } Format;
 
 enum { FPROP, DGRAD, WGRAD, NUM_GEMMS };
 
 // The linear layers of a block, in the order of the forward pass.
 enum { LINEAR_QKV, LINEAR_PROJ, LINEAR_FC, LINEAR_FCPROJ, NUM_LINEARS };
 
-// What a linear layer quantizes. W and W^T are one operand in 16x16 tiles, two otherwise.
+// What a linear layer quantizes. W and W^T are one operand in square tiles, two otherwise.
 enum { OPERAND_X, OPERAND_XT, OPERAND_W, OPERAND_WT, OPERAND_DY, OPERAND_DYT, NUM_OPERANDS };
+
+// An exception: these GEMMs of these layers are in this format from this update on.
+typedef struct {
+    int gemms, linears;         // a bit for each
+    int first, last;            // blocks
+    int quantized;              // 1: as the operands' table says, 0: in the base format
+    float fraction;             // from which update on: as a fraction of the run, else negative
+    int step;                   // the same as its number; INT_MAX: not yet known, or not yet due
+    int automatic;              // decided on the way: see recipe_trigger
+} RecipeRule;
+
+#define RECIPE_RULES 16
+
+// Weights that oscillate between two codes are set to the middle of the one they are at: OsciReset
+// [arXiv 2510.27527]. Over `window` updates it sums |change of w| and |change of quantized w|.
+typedef struct {
+    float threshold;            // reset where the second sum is this many times the first; 0: off
+    float start;                // first window begins here, as a fraction of the run
+    int period, window;         // updates from window to window, and of a window
+    int first;                  // `start` as an update; recipe_set_length knows it
+} OsciReset;
 
 typedef struct {
     char text[256];             // as given, for logs and checkpoints
-    Format base;                // of everything outside the NVFP4 GEMMs: FP32 or BF16
-    Format gemm[NUM_GEMMS];     // of the GEMMs in the blocks that take part
-    int hadamard;               // transform both operands of wgrad
-    int stochastic;             // round gradients stochastically
-    int tile16;                 // weights in 16x16 tiles; 0: 1x16 along each GEMM's contraction
+    int L;                      // blocks of the model
+    Format base;                // of everything that is not quantized: FP32 or BF16
+    Quantizer operands[NUM_OPERANDS];
     int front, tail;            // this many first and last blocks stay in the base format
+    RecipeRule rules[RECIPE_RULES];     // a later one overrides an earlier one
+    int num_rules;
+    OsciReset reset;
+    int step;                   // the update that the answers below are about
 } Recipe;
 
 static inline const char* linear_name(int linear) {
@@ -60,46 +103,172 @@ static inline const char* operand_name(int operand) {
     return names[operand];
 }
 
-// The operand's number in the counters of stochastic rounding: layer * 16 + linear * 4 + which, and
-// `which` differs between dY and dY^T, or the errors of dgrad and wgrad would be correlated.
-static inline uint32_t operand_tag(int layer, int linear, int operand) {
-    return (uint32_t)(layer * 16 + linear * 4 + (operand == OPERAND_DYT));
+static inline int gemm_operand(int gemm, int which /* 0: A, 1: B */) {
+    static const int operands[NUM_GEMMS][2] = { { OPERAND_X, OPERAND_W },
+                                                { OPERAND_DY, OPERAND_WT },
+                                                { OPERAND_DYT, OPERAND_XT } };
+    return operands[gemm][which];
 }
 
-// Does block `layer` quantize the operands of this GEMM?
-static inline int recipe_quantizes(const Recipe* r, int gemm, int layer, int L) {
-    return r->gemm[gemm] == FORMAT_NVFP4 && layer >= r->front && layer < L - r->tail;
+// The operand's number in the counters of random bits: layer * 16 + linear * 4 + which, and no two
+// operands have the same, or the errors of two GEMMs would be correlated. X and W, which are
+// seldom rounded stochastically, have theirs from 2^30 on.
+static inline uint32_t operand_tag(int layer, int linear, int operand) {
+    static const uint32_t which[NUM_OPERANDS] = { 1u << 30, 2, (1u << 30) + 1, 3, 0, 1 };
+    return (uint32_t)(layer * 16 + linear * 4) + which[operand];
 }
 
 // ---------------------------------------------------------------------------------------------
-// Parsing
+// Questions to a recipe. Those about a GEMM are answered for the update `r->step`.
 
-static inline void recipe_set(Recipe* r, const char* name, const char* value) {
-    static const char* gemms[NUM_GEMMS] = { "fprop", "dgrad", "wgrad" };
-    for (int g = 0; g < NUM_GEMMS; g++) {
-        if (strcmp(name, gemms[g]) == 0) {
-            int nvfp4 = strcmp(value, "nvfp4") == 0;
-            check(nvfp4 || strcmp(value, "bf16") == 0, "-p %s: %s is nvfp4 or bf16, not '%s'",
-                  r->text, name, value);
-            r->gemm[g] = nvfp4 ? FORMAT_NVFP4 : FORMAT_BF16;
-            return;
+// Is a GEMM of this layer quantized at update `step`?
+static inline int recipe_quantizes_at(const Recipe* r, int gemm, int layer, int linear, int step) {
+    int quantized = r->operands[gemm_operand(gemm, 0)].format > FORMAT_BF16;
+    if (!quantized || layer < r->front || layer >= r->L - r->tail) { return 0; }
+    for (int i = 0; i < r->num_rules; i++) {
+        const RecipeRule* rule = &r->rules[i];
+        if ((rule->gemms >> gemm & 1) && (rule->linears >> linear & 1) && layer >= rule->first
+            && layer <= rule->last && step >= rule->step) { quantized = rule->quantized; }
+    }
+    return quantized;
+}
+
+static inline int recipe_quantizes(const Recipe* r, int gemm, int layer, int linear) {
+    return recipe_quantizes_at(r, gemm, layer, linear, r->step);
+}
+
+// Is it quantized (quantized 1), or not quantized (0), at any update? For what memory is needed.
+static inline int recipe_ever(const Recipe* r, int gemm, int layer, int linear, int quantized) {
+    Recipe all = *r;            // automatic rules: as if they fired, and as if they did not
+    int found = recipe_quantizes_at(r, gemm, layer, linear, 0) == quantized;
+    for (int fired = 0; fired <= 1; fired++) {
+        for (int i = 0; i < r->num_rules; i++) {
+            if (r->rules[i].automatic) { all.rules[i].step = fired ? 0 : INT_MAX; }
+        }
+        for (int i = 0; i < r->num_rules; i++) {
+            found |= recipe_quantizes_at(&all, gemm, layer, linear, all.rules[i].step == INT_MAX
+                                         ? 0 : all.rules[i].step) == quantized;
         }
     }
-    char* end;
-    long number = strtol(value, &end, 10);
-    check(*value != '\0' && *end == '\0' && number >= 0 && number <= 1024,
-          "-p %s: '%s' is not a number from 0 up", r->text, value);
-    int* field = strcmp(name, "hadamard") == 0 ? &r->hadamard
-               : strcmp(name, "stochastic") == 0 ? &r->stochastic
-               : strcmp(name, "tile16") == 0 ? &r->tile16
-               : strcmp(name, "front") == 0 ? &r->front
-               : strcmp(name, "tail") == 0 ? &r->tail : NULL;
-    check(field != NULL, "-p %s: unknown ingredient '%s'; known: hadamard=0|1 stochastic=0|1 "
-          "tile16=0|1 fprop|dgrad|wgrad=nvfp4|bf16 front=BLOCKS tail=BLOCKS", r->text, name);
-    check(field == &r->front || field == &r->tail || number <= 1, "-p %s: %s is 0 or 1",
-          r->text, name);
-    *field = (int)number;
+    return found;
 }
+
+// Does any GEMM of the model ever take quantized operands?
+static inline int recipe_is_low(const Recipe* r) {
+    for (int g = 0; g < NUM_GEMMS; g++) {
+        for (int layer = 0; layer < r->L; layer++) {
+            for (int i = 0; i < NUM_LINEARS; i++) {
+                if (recipe_ever(r, g, layer, i, 1)) { return 1; }
+            }
+        }
+    }
+    return 0;
+}
+
+// Has W^T the codes of W, transposed?
+static inline int recipe_transposes_weights(const Recipe* r) {
+    const Quantizer* w = &r->operands[OPERAND_W];
+    return (w->tile || w->format == FORMAT_FP8) && quantizer_equal(w, &r->operands[OPERAND_WT]);
+}
+
+// Is W^T made anew in every backward pass, not after every update as W is?
+static inline int recipe_remakes_weights(const Recipe* r) {
+    const Quantizer* wT = &r->operands[OPERAND_WT];
+    return !recipe_transposes_weights(r)
+        && (wT->aligned || wT->fresh_signs || wT->rounding != ROUND_NEAREST);
+}
+
+// Can the weights of this block travel between ranks as NVFP4 codes? If nobody ever reads them
+// otherwise.
+static inline int recipe_weights_travel(const Recipe* r, int layer) {
+    const Quantizer* w = &r->operands[OPERAND_W];
+    int travel = recipe_transposes_weights(r) && quantizer_is_plain_nvfp4(w) && r->num_rules == 0;
+    for (int i = 0; i < NUM_LINEARS; i++) {
+        travel = travel && recipe_quantizes_at(r, FPROP, layer, i, 0)
+              && recipe_quantizes_at(r, DGRAD, layer, i, 0);
+    }
+    return travel;
+}
+
+// Is a rule still waiting for recipe_trigger?
+static inline int recipe_waits(const Recipe* r) {
+    for (int i = 0; i < r->num_rules; i++) {
+        if (r->rules[i].automatic && r->rules[i].step == INT_MAX) { return 1; }
+    }
+    return 0;
+}
+
+// Automatic rules hold from update `step` on.
+static inline void recipe_trigger(Recipe* r, int step) {
+    for (int i = 0; i < r->num_rules; i++) {
+        if (r->rules[i].automatic && r->rules[i].step == INT_MAX) { r->rules[i].step = step; }
+    }
+}
+
+// The update from which automatic rules hold; -1: none does yet.
+static inline int recipe_triggered(const Recipe* r) {
+    for (int i = 0; i < r->num_rules; i++) {
+        if (r->rules[i].automatic && r->rules[i].step != INT_MAX) { return r->rules[i].step; }
+    }
+    return -1;
+}
+
+// Turns fractions of the run into updates, now that their number is known. 0.82 of 1000: from
+// update 820 on, so that 18 % are left. A float may be a little more than what was written: that
+// must not make the first window begin an update later.
+static inline void recipe_set_length(Recipe* r, int num_steps) {
+    for (int i = 0; i < r->num_rules; i++) {
+        float fraction = r->rules[i].fraction;
+        if (fraction >= 0.0f) { r->rules[i].step = (int)((double)fraction * num_steps + 0.5); }
+    }
+    r->reset.first = (int)ceil(((double)r->reset.start - 1e-7) * num_steps);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Presets
+
+typedef struct {
+    const char* name;
+    Format format;
+    int tile, hadamard_dgrad, hadamard_wgrad, fresh_signs;
+    RoundingRule dy, dyT, xT, wT;       // X and W always start out to nearest
+    FourSix four_six;
+    int aligned, keeps_tail;            // the last ~15 % of the blocks stay in BF16
+} RecipePreset;
+
+static inline const RecipePreset* recipe_preset(const char* name) {
+    enum { RN = ROUND_NEAREST, SR = ROUND_STOCHASTIC, EDEN = ROUND_MS_EDEN };
+    #define SPLIT(a, b, c, d) (RoundingRule)a, (RoundingRule)b, (RoundingRule)c, (RoundingRule)d
+    static const RecipePreset presets[] = {
+        // name       format           tile  had.dgrad,wgrad  fresh  dY  dY^T  X^T  W^T
+        { "fp8",      FORMAT_FP8,      0,    0, 0,            0,  SPLIT(RN, RN, RN, RN),
+          FOUR_SIX_OFF, 0, 0 },
+        { "fp8block", FORMAT_FP8BLOCK, 1,    0, 0,            0,  SPLIT(RN, RN, RN, RN),
+          FOUR_SIX_OFF, 0, 0 },
+        { "mxfp8",    FORMAT_MXFP8,    0,    0, 0,            0,  SPLIT(RN, RN, RN, RN),
+          FOUR_SIX_OFF, 0, 0 },
+        { "mxfp4",    FORMAT_MXFP4,    1,    0, 16,           0,  SPLIT(SR, SR, RN, RN),
+          FOUR_SIX_OFF, 0, 1 },
+        { "nvfp4",    FORMAT_NVFP4,    1,    0, 16,           0,  SPLIT(SR, SR, RN, RN),
+          FOUR_SIX_OFF, 0, 1 },
+        { "nvfp4+46", FORMAT_NVFP4,    1,    0, 16,           0,  SPLIT(SR, SR, RN, RN),
+          FOUR_SIX_MSE, 0, 1 },
+        { "quartet2", FORMAT_NVFP4,    0,    128, 128,        1,  SPLIT(EDEN, EDEN, EDEN, EDEN),
+          FOUR_SIX_MSE, 1, 0 },
+        { "tetrajet", FORMAT_NVFP4,    0,    16, 16,          1,  SPLIT(SR, SR, SR, SR),
+          FOUR_SIX_OFF, 1, 0 },
+        { "fp4all",   FORMAT_NVFP4,    0,    0, 0,            0,  SPLIT(SR, SR, SR, RN),
+          FOUR_SIX_OFF, 0, 0 },
+    };
+    #undef SPLIT
+    for (size_t i = 0; i < sizeof(presets) / sizeof(presets[0]); i++) {
+        if (strcmp(presets[i].name, name) == 0) { return &presets[i]; }
+    }
+    return NULL;
+}
+
+#define RECIPE_PRESET_NAMES "fp32, bf16, fp8, fp8block, mxfp8, mxfp4, nvfp4, nvfp4+46, quartet2, " \
+                            "tetrajet, fp4all"
 
 // The last ~15 % of the blocks, at least one, is what the paper keeps in BF16 [section 4.1].
 static inline int recipe_default_tail(int L) {
@@ -107,34 +276,247 @@ static inline int recipe_default_tail(int L) {
     return tail < 1 ? 1 : tail;
 }
 
+static inline void recipe_apply_preset(Recipe* r, const RecipePreset* p) {
+    RoundingRule rounding[NUM_OPERANDS] = { ROUND_NEAREST, p->xT, ROUND_NEAREST, p->wT, p->dy,
+                                            p->dyT };
+    r->base = FORMAT_BF16;
+    for (int i = 0; i < NUM_OPERANDS; i++) {
+        Quantizer* q = &r->operands[i];
+        int gradient = i == OPERAND_DY || i == OPERAND_DYT;
+        int weight = i == OPERAND_W || i == OPERAND_WT;
+        int transposed = i == OPERAND_XT || i == OPERAND_WT;
+        q->format = p->format;
+        q->e5m2 = p->format == FORMAT_FP8 && gradient;
+        q->tile = p->tile && weight;
+        q->rounding = rounding[i];
+        q->four_six = q->rounding == ROUND_NEAREST ? p->four_six : FOUR_SIX_OFF;
+        q->hadamard = i == OPERAND_DY || i == OPERAND_WT ? p->hadamard_dgrad
+                    : i == OPERAND_DYT || i == OPERAND_XT ? p->hadamard_wgrad : 0;
+        q->fresh_signs = q->hadamard > 0 && p->fresh_signs;
+        q->aligned = p->aligned && transposed;
+    }
+    if (p->keeps_tail) { r->tail = recipe_default_tail(r->L); }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Parsing
+
+// A whole number from 0 up at *text, which moves on behind it.
+static inline int recipe_number(const Recipe* r, const char** text, int largest) {
+    char* end;
+    long number = strtol(*text, &end, 10);
+    check(end != *text && **text != '-' && number >= 0 && number <= largest,
+          "-p %s: '%s' should begin with a whole number from 0 to %d", r->text, *text, largest);
+    *text = end;
+    return (int)number;
+}
+
+// GEMMS=FORMAT[:FIRST[-LAST]][/LINEAR][@WHEN]; returns 0 if `name` is no GEMM.
+static inline int recipe_set_rule(Recipe* r, const char* name, const char* value) {
+    static const struct { const char* name; int gemms; } groups[] = {
+        { "fprop", 1 << FPROP }, { "dgrad", 1 << DGRAD }, { "wgrad", 1 << WGRAD },
+        { "forward", 1 << FPROP }, { "backward", 1 << DGRAD | 1 << WGRAD },
+        { "all", 1 << FPROP | 1 << DGRAD | 1 << WGRAD },
+    };
+    RecipeRule rule;
+    memset(&rule, 0, sizeof(rule));
+    for (size_t i = 0; i < sizeof(groups) / sizeof(groups[0]); i++) {
+        if (strcmp(groups[i].name, name) == 0) { rule.gemms = groups[i].gemms; }
+    }
+    if (rule.gemms == 0) { return 0; }
+    size_t length = strcspn(value, ":/@");
+    const char* low = format_name(r->operands[OPERAND_X].format);
+    rule.quantized = strlen(low) == length && strncmp(value, low, length) == 0;
+    check(rule.quantized || (length == 4 && strncmp(value, "bf16", 4) == 0),
+          "-p %s: %s is %s or bf16, not '%.*s'", r->text, name, low, (int)length, value);
+    rule.last = r->L - 1;
+    rule.linears = (1 << NUM_LINEARS) - 1;
+    rule.fraction = -1.0f;
+    const char* at = value + length;
+    if (*at == ':') {
+        at++;
+        rule.first = rule.last = recipe_number(r, &at, r->L - 1);
+        if (*at == '-') {
+            at++;
+            rule.last = recipe_number(r, &at, r->L - 1);
+        }
+        check(rule.first <= rule.last, "-p %s: %s=%s: blocks %d to %d", r->text, name, value,
+              rule.first, rule.last);
+    }
+    if (*at == '/') {
+        at++;
+        length = strcspn(at, "@");
+        rule.linears = 0;
+        for (int i = 0; i < NUM_LINEARS; i++) {
+            const char* linear = linear_name(i);
+            if (strlen(linear) == length && strncmp(at, linear, length) == 0) {
+                rule.linears = 1 << i;
+            }
+        }
+        check(rule.linears != 0, "-p %s: no linear layer '%.*s'; there are qkv attproj fc fcproj",
+              r->text, (int)length, at);
+        at += length;
+    }
+    if (strcmp(at, "@auto") == 0) {
+        rule.automatic = 1;
+        rule.step = INT_MAX;
+        at += 5;
+    } else if (*at == '@' && strchr(at, '.') != NULL) {
+        char* end;
+        rule.fraction = strtof(at + 1, &end);
+        rule.step = INT_MAX;
+        check(end != at + 1 && rule.fraction >= 0.0f && rule.fraction <= 1.0f,
+              "-p %s: '%s' should be a fraction of the run, 0.0 to 1.0", r->text, at + 1);
+        at = end;
+    } else if (*at == '@') {
+        at++;
+        rule.step = recipe_number(r, &at, INT_MAX - 1);
+    }
+    check(*at == '\0', "-p %s: '%s' in %s=%s; the form is GEMM=FORMAT:BLOCK-BLOCK/LINEAR@WHEN, "
+          "WHEN an update, a fraction such as 0.8, or auto", r->text, at, name, value);
+    check(r->num_rules < RECIPE_RULES, "-p %s: more than %d exceptions", r->text, RECIPE_RULES);
+    r->rules[r->num_rules++] = rule;
+    return 1;
+}
+
+// NAME=rn|sr|eden, for one operand; returns 0 if `name` is none.
+static inline int recipe_set_rounding(Recipe* r, const char* name, const char* value) {
+    static const char* names[NUM_OPERANDS] = { "X", "XT", "W", "WT", "dY", "dYT" };
+    for (int i = 0; i < NUM_OPERANDS; i++) {
+        if (strcmp(name, names[i]) != 0) { continue; }
+        check(strcmp(value, "rn") == 0 || strcmp(value, "sr") == 0 || strcmp(value, "eden") == 0,
+              "-p %s: %s is rounded rn, sr or eden, not '%s'", r->text, name, value);
+        r->operands[i].rounding = value[0] == 'r' ? ROUND_NEAREST
+                                : value[0] == 's' ? ROUND_STOCHASTIC : ROUND_MS_EDEN;
+        return 1;
+    }
+    return 0;
+}
+
+// oscireset=THRESHOLD[:START[:PERIOD[:WINDOW]]]
+static inline void recipe_set_reset(Recipe* r, const char* value) {
+    OsciReset* reset = &r->reset;
+    reset->start = 0.65f;
+    reset->period = 200;
+    reset->window = 50;
+    reset->first = INT_MAX;
+    char rest;
+    int fields = sscanf(value, "%f:%f:%d:%d%c", &reset->threshold, &reset->start, &reset->period,
+                        &reset->window, &rest);
+    check(fields >= 1 && fields <= 4 && reset->threshold >= 0.0f && reset->start >= 0.0f
+          && reset->start <= 1.0f && reset->window >= 1 && reset->window <= reset->period,
+          "-p %s: oscireset=THRESHOLD:START:PERIOD:WINDOW, for instance 8:0.65:200:50 (START a "
+          "fraction of the run, the window not longer than the period)", r->text);
+}
+
+static inline void recipe_set(Recipe* r, const char* name, const char* value) {
+    if (recipe_set_rule(r, name, value) || recipe_set_rounding(r, name, value)) { return; }
+    if (strcmp(name, "oscireset") == 0) {
+        recipe_set_reset(r, value);
+        return;
+    }
+    int mae = strcmp(name, "foursix") == 0 && strcmp(value, "mae") == 0;
+    int mse = strcmp(name, "foursix") == 0 && strcmp(value, "mse") == 0;
+    const char* at = mae || mse ? "1" : value;
+    int number = recipe_number(r, &at, 1024);
+    check(*at == '\0', "-p %s: '%s' is not a number from 0 up", r->text, value);
+    if (strcmp(name, "front") == 0) { r->front = number; return; }
+    if (strcmp(name, "tail") == 0) { r->tail = number; return; }
+    int hadamard = strcmp(name, "hadamard") == 0;
+    check(number <= 1 || hadamard, "-p %s: %s is 0 or 1", r->text, name);
+    check(!hadamard || number <= 1 || number == 16 || number == 32 || number == 64
+          || number == 128, "-p %s: hadamard is 0, 16, 32, 64 or 128 points", r->text);
+    int known = 0;
+    for (int i = 0; i < NUM_OPERANDS; i++) {
+        Quantizer* q = &r->operands[i];
+        int gradient = i == OPERAND_DY || i == OPERAND_DYT;
+        int weight = i == OPERAND_W || i == OPERAND_WT;
+        int of_wgrad = i == OPERAND_DYT || i == OPERAND_XT;
+        int of_backward = of_wgrad || i == OPERAND_DY || i == OPERAND_WT;
+        struct { const char* name; int applies; int* field; int value; } ingredients[] = {
+            { "stochastic", gradient, (int*)&q->rounding, number },
+            { "tile", weight, &q->tile, number },
+            { "tile16", weight, &q->tile, number },     // its name in older checkpoints
+            { "hadamard", of_wgrad || (of_backward && q->hadamard > 0), &q->hadamard,
+              number == 1 ? 16 : number },
+            { "fresh", q->hadamard > 0, &q->fresh_signs, number },
+            { "foursix", !of_backward || i == OPERAND_XT || i == OPERAND_WT, (int*)&q->four_six,
+              mae ? FOUR_SIX_MAE : number },
+            { "aligned", i == OPERAND_XT || i == OPERAND_WT, &q->aligned, number },
+            { "unbiased", 1, &q->unbiased, number },
+            { "paper", 1, &q->paper_order, number },
+        };
+        for (size_t k = 0; k < sizeof(ingredients) / sizeof(ingredients[0]); k++) {
+            if (strcmp(name, ingredients[k].name) != 0) { continue; }
+            known = 1;
+            if (ingredients[k].applies) { *ingredients[k].field = ingredients[k].value; }
+        }
+    }
+    check(known, "-p %s: unknown ingredient '%s'; known: front= tail= (blocks in BF16), stochastic= "
+          "tile= aligned= unbiased= paper= fresh= (0 or 1), foursix=0|mse|mae, "
+          "hadamard=0|16|32|64|128, X= W= XT= WT= dY= dYT= (rn, sr, eden), oscireset=, and "
+          "fprop= dgrad= wgrad= forward= backward= all= (bf16, where and when)", r->text, name);
+}
+
+// Ingredients that only make sense together, and those that follow from others.
+static inline void recipe_settle(Recipe* r) {
+    for (int i = 0; i < NUM_OPERANDS; i++) {
+        Quantizer* q = &r->operands[i];
+        int four_bits = q->format == FORMAT_NVFP4 || q->format == FORMAT_MXFP4;
+        int nvfp4 = q->format == FORMAT_NVFP4;
+        if (q->rounding != ROUND_NEAREST) { q->four_six = FOUR_SIX_OFF; }   // it would be biased
+        if (q->rounding != ROUND_STOCHASTIC) { q->unbiased = 0; }
+        if (q->hadamard == 0) { q->fresh_signs = 0; }
+        check(q->rounding == ROUND_NEAREST || four_bits,
+              "-p %s: %s is rounded to nearest in %s", r->text, operand_name(i),
+              format_name(q->format));
+        check(nvfp4 || (q->rounding != ROUND_MS_EDEN && !q->four_six && !q->unbiased
+                        && !q->paper_order), "-p %s: foursix, eden, unbiased and paper are about "
+              "NVFP4's block scales, which %s lacks", r->text, format_name(q->format));
+        check(q->rounding != ROUND_MS_EDEN || (q->hadamard > 0 && !q->tile),
+              "-p %s: eden needs the Hadamard transform and 1x16 blocks", r->text);
+        check(!q->aligned || (!q->tile && i != OPERAND_X && i != OPERAND_W), "-p %s: aligned "
+              "operands have 1x16 blocks: tile=0", r->text);
+        check(!(q->four_six && (q->unbiased || q->paper_order)) && !(q->unbiased
+              && q->paper_order), "-p %s: foursix, unbiased and paper exclude one another",
+              r->text);
+    }
+    const Quantizer* ops = r->operands;
+    check(ops[OPERAND_DYT].hadamard == ops[OPERAND_XT].hadamard
+          && ops[OPERAND_DY].hadamard == ops[OPERAND_WT].hadamard,
+          "-p %s: both operands of a GEMM are transformed alike", r->text);
+    check(r->reset.threshold == 0.0f || ops[OPERAND_W].format > FORMAT_BF16,
+          "-p %s: oscireset is about quantized weights", r->text);
+    check(r->front + r->tail <= r->L, "-p %s: front=%d and tail=%d are more than the %d blocks",
+          r->text, r->front, r->tail, r->L);
+}
+
+// L: blocks of the model.
 static inline Recipe recipe_parse(const char* text, int L) {
     Recipe r;
     memset(&r, 0, sizeof(r));
     check(strlen(text) < sizeof(r.text), "-p %s: too long", text);
     strcpy(r.text, text);
+    r.L = L;
     char copy[sizeof(r.text)];
     strcpy(copy, text);
     char* item = strtok(copy, ",");
-    if (item != NULL && strcmp(item, "nvfp4") == 0) {
-        r.base = FORMAT_BF16;
-        for (int g = 0; g < NUM_GEMMS; g++) { r.gemm[g] = FORMAT_NVFP4; }
-        r.hadamard = r.stochastic = r.tile16 = 1;
-        r.tail = recipe_default_tail(L);
+    const RecipePreset* preset = item != NULL ? recipe_preset(item) : NULL;
+    if (preset != NULL) {
+        recipe_apply_preset(&r, preset);
         while ((item = strtok(NULL, ",")) != NULL) {
             char* equals = strchr(item, '=');
             check(equals != NULL, "-p %s: '%s' should be name=value", text, item);
             *equals = '\0';
             recipe_set(&r, item, equals + 1);
         }
-        check(r.front + r.tail <= L, "-p %s: front=%d and tail=%d are more than the %d blocks",
-              text, r.front, r.tail, L);
+        recipe_settle(&r);
     } else {
         int bf16 = item != NULL && strcmp(item, "bf16") == 0;
         check(bf16 || (item != NULL && strcmp(item, "fp32") == 0),
-              "-p %s: a recipe begins with fp32, bf16 or nvfp4", text);
-        check(strtok(NULL, ",") == NULL, "-p %s: only nvfp4 has ingredients to override", text);
+              "-p %s: a recipe begins with one of " RECIPE_PRESET_NAMES, text);
+        check(strtok(NULL, ",") == NULL, "-p %s: %s has no ingredients to override", text, item);
         r.base = bf16 ? FORMAT_BF16 : FORMAT_FP32;
-        for (int g = 0; g < NUM_GEMMS; g++) { r.gemm[g] = r.base; }
     }
     return r;
 }
@@ -142,35 +524,71 @@ static inline Recipe recipe_parse(const char* text, int L) {
 // ---------------------------------------------------------------------------------------------
 // In words
 
-static inline void recipe_print(const Recipe* r, int L, FILE* out) {
+// "1x16 stochastic after Hadamard 16"
+static inline void recipe_print_operand(const Recipe* r, int operand, FILE* out) {
+    static const char* roundings[] = { "nearest", "stochastic", "MS-EDEN" };
+    static const int blocks[NUM_FORMATS] = { 0, 0, 16, 32, 32, 0, 128 };
+    const Quantizer* q = &r->operands[operand];
+    int block = blocks[q->format];
+    fprintf(out, "%s ", operand_name(operand));
+    if (operand == OPERAND_WT && recipe_transposes_weights(r)) {
+        fprintf(out, "with the codes of W");
+        return;
+    }
+    if (q->aligned) { fprintf(out, "from the codes of %s, ", operand == OPERAND_XT ? "X" : "W"); }
+    if (q->hadamard > 0) {
+        fprintf(out, "Hadamard %d%s, ", q->hadamard, q->fresh_signs ? " with fresh signs" : "");
+    }
+    if (q->format == FORMAT_FP8) { fprintf(out, "%s, ", q->e5m2 ? "E5M2" : "E4M3"); }
+    else { fprintf(out, "%dx%d ", q->tile ? block : 1, block); }
+    fprintf(out, "%s", roundings[q->rounding]);
+    if (q->four_six) { fprintf(out, ", four over six"); }
+    if (q->unbiased) { fprintf(out, ", 16/17"); }
+    if (q->paper_order) { fprintf(out, ", the paper's order"); }
+}
+
+static inline void recipe_print_rule(const RecipeRule* rule, const char* low, FILE* out) {
+    static const char* gemms[] = { "", "fprop", "dgrad", "fprop, dgrad", "wgrad", "fprop, wgrad",
+                                   "dgrad, wgrad", "all GEMMs" };
+    fprintf(out, "  but             %s of blocks %d to %d", gemms[rule->gemms], rule->first,
+            rule->last);
+    for (int i = 0; i < NUM_LINEARS; i++) {
+        if (rule->linears == 1 << i) { fprintf(out, ", %s alone", linear_name(i)); }
+    }
+    fprintf(out, ": %s", rule->quantized ? low : "BF16");
+    if (rule->automatic) { fprintf(out, " once gradients drown in rounding noise"); }
+    else if (rule->step > 0) { fprintf(out, " from update %d on", rule->step); }
+    fprintf(out, "\n");
+}
+
+static inline void recipe_print(const Recipe* r, FILE* out) {
+    static const char* gemms[NUM_GEMMS] = { "fprop Y=X W^T  ", "dgrad dX=dY W  ",
+                                            "wgrad dW=dY^T X" };
     fprintf(out, "recipe            %s\n", r->text);
     if (r->base == FORMAT_FP32) {
         fprintf(out, "  everything      FP32\n");
         return;
     }
-    int quantized = 0;
-    for (int g = 0; g < NUM_GEMMS; g++) { quantized |= r->gemm[g] == FORMAT_NVFP4; }
-    int first = r->front, last = L - r->tail - 1;
-    if (quantized && first <= last) {
-        const char* w = r->tile16 ? "16x16" : "1x16";
-        const char* gradient = r->stochastic ? "stochastic" : "nearest";
-        const char* hadamard = r->hadamard ? "Hadamard, " : "";
-        fprintf(out, "  blocks %d to %d, linear layers:\n", first, last);
-        fprintf(out, "  fprop Y=X W^T   ");
-        if (r->gemm[FPROP] == FORMAT_NVFP4) {
-            fprintf(out, "NVFP4: X 1x16 nearest; W %s nearest\n", w);
-        } else { fprintf(out, "BF16\n"); }
-        fprintf(out, "  dgrad dX=dY W   ");
-        if (r->gemm[DGRAD] == FORMAT_NVFP4) {
-            fprintf(out, "NVFP4: dY 1x16 %s; W^T %s\n", gradient,
-                    r->tile16 ? "16x16, the codes of W" : "1x16 nearest");
-        } else { fprintf(out, "BF16\n"); }
-        fprintf(out, "  wgrad dW=dY^T X ");
-        if (r->gemm[WGRAD] == FORMAT_NVFP4) {
-            fprintf(out, "NVFP4: dY^T %s1x16 %s; X^T %s1x16 nearest\n", hadamard, gradient,
-                    hadamard);
-        } else { fprintf(out, "BF16\n"); }
-        fprintf(out, "  other blocks    BF16 (first %d, last %d)\n", r->front, r->tail);
+    int first = r->front, last = r->L - r->tail - 1;
+    const char* low = format_name(r->operands[OPERAND_X].format);
+    if (r->operands[OPERAND_X].format > FORMAT_BF16 && first <= last) {
+        fprintf(out, "  blocks %d to %d, linear layers in %s:\n", first, last, low);
+        for (int g = 0; g < NUM_GEMMS; g++) {
+            fprintf(out, "  %s ", gemms[g]);
+            recipe_print_operand(r, gemm_operand(g, 0), out);
+            fprintf(out, "; ");
+            recipe_print_operand(r, gemm_operand(g, 1), out);
+            fprintf(out, "\n");
+        }
+        if (r->front + r->tail > 0) {
+            fprintf(out, "  other blocks    BF16 (first %d, last %d)\n", r->front, r->tail);
+        }
+        for (int i = 0; i < r->num_rules; i++) { recipe_print_rule(&r->rules[i], low, out); }
+        if (r->reset.threshold > 0.0f) {
+            fprintf(out, "  OsciReset       every %d updates from %.0f %% of the run on, after "
+                    "watching %d; threshold %g\n", r->reset.period, 100.0 * r->reset.start,
+                    r->reset.window, r->reset.threshold);
+        }
     }
     fprintf(out, "  the rest        BF16: embedding, norms, attention, GELU, head, "
             "residual stream\n");

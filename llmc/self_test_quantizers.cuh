@@ -7,6 +7,9 @@ last bit of padding. The three judges have ever less in common with the device:
     stored hashes                   an implementation in another language: the specification alone
     probabilities                   nothing: what stochastic rounding is for, counted
 
+The kernels of the base recipe, NVFP4, face all three; those for other recipes (quantize_any.cuh) the
+first, for each treatment that the recipe asks for.
+
 Each finds what the one before cannot. A fault of the device is seen by the first; one of the shared
 header by the second; that the noise is biased or not independent would be seen by the third, even
 if all of the others had been led astray together.
@@ -20,12 +23,13 @@ if all of the others had been led astray together.
 #include "hadamard.h"
 #include "nvfp4.h"
 #include "quantize.cuh"
+#include "quantize_any.cuh"
 
 // A matrix as the device has just quantized it, and what it was made from.
 typedef struct {
     Nvfp4Matrix matrix;             // device
     const float* source;            // (rows, cols), host
-    int block_rows;                 // 1 or 16
+    Quantizer quantizer;
     Nvfp4Rounding rounding;
     E2m1Conversion conversion;
 } SelfTestMatrix;
@@ -75,32 +79,39 @@ static inline int self_test_wrong(SelfTest* t, const char* format, ...) {
 // A matrix three times: on the device, what came back from there, and what C makes of the source
 
 typedef struct {
+    Format format;
     Nvfp4Matrix device, got, want;
     size_t bytes;                   // of each
 } SelfTestPair;
 
 // A matrix whose parts follow each other in memory: codes, block scales, amax.
-static inline Nvfp4Matrix self_test_place(void* memory, int rows, int cols) {
+static inline Nvfp4Matrix self_test_place(void* memory, Format format, int rows, int cols) {
     Nvfp4Matrix m;
     m.rows = rows;
     m.cols = cols;
     m.codes = (uint8_t*)memory;
-    m.block_scales = m.codes + nvfp4_codes_size((size_t)rows, (size_t)cols);
-    m.amax = (float*)(m.block_scales + nvfp4_scales_size((size_t)rows, (size_t)cols));
+    m.block_scales = m.codes + quantized_codes_size(format, (size_t)rows, (size_t)cols);
+    m.amax = (float*)(m.block_scales + quantized_scales_size(format, (size_t)rows, (size_t)cols));
     return m;
+}
+
+static inline size_t self_test_bytes(Format format, int rows, int cols) {
+    size_t r = (size_t)rows, c = (size_t)cols;
+    return quantized_codes_size(format, r, c) + quantized_scales_size(format, r, c) + sizeof(float);
 }
 
 // The device's codes and amax start with 0xa5 in every byte, its scales with zeros: who allocates a
 // matrix zeroes them, and the padding has to stay zero.
-static inline SelfTestPair self_test_pair(int rows, int cols) {
+static inline SelfTestPair self_test_pair(Format format, int rows, int cols) {
     SelfTestPair p;
-    size_t r = (size_t)rows, c = (size_t)cols;
-    p.bytes = nvfp4_codes_size(r, c) + nvfp4_scales_size(r, c) + sizeof(float);
-    p.device = self_test_place(cuda_malloc(p.bytes, "the self-test"), rows, cols);
-    p.got = self_test_place(xmalloc(p.bytes, "the self-test"), rows, cols);
-    p.want = self_test_place(xmalloc(p.bytes, "the self-test"), rows, cols);
+    size_t scales = quantized_scales_size(format, (size_t)rows, (size_t)cols);
+    p.format = format;
+    p.bytes = self_test_bytes(format, rows, cols);
+    p.device = self_test_place(cuda_malloc(p.bytes, "the self-test"), format, rows, cols);
+    p.got = self_test_place(xmalloc(p.bytes, "the self-test"), format, rows, cols);
+    p.want = self_test_place(xmalloc(p.bytes, "the self-test"), format, rows, cols);
     cudaCheck(cudaMemset(p.device.codes, 0xa5, p.bytes));
-    cudaCheck(cudaMemset(p.device.block_scales, 0, nvfp4_scales_size(r, c)));
+    if (scales > 0) { cudaCheck(cudaMemset(p.device.block_scales, 0, scales)); }
     return p;
 }
 
@@ -110,19 +121,22 @@ static inline void self_test_pair_free(SelfTestPair p) {
     free(p.want.codes);
 }
 
-static inline uint8_t self_test_code(const Nvfp4Matrix* m /* host */, int row, int col) {
+static inline uint8_t self_test_code(const Nvfp4Matrix* m /* host */, Format format, int row,
+                                     int col) {
     size_t index = (size_t)row * (size_t)m->cols + (size_t)col;
-    return m->codes[index / 2] >> (4 * (index % 2)) & 15;
+    return format_bits(format) == 8 ? m->codes[index]
+                                    : m->codes[index / 2] >> (4 * (index % 2)) & 15;
 }
 
 // Whose scale is the byte at this offset? "padding" if nobody's.
-static inline void self_test_name_scale(char* name /* (64) */, const Nvfp4Matrix* m,
+static inline void self_test_name_scale(char* name /* (64) */, const Nvfp4Matrix* m, Format format,
                                         size_t offset) {
+    size_t cols = (size_t)m->cols;
     snprintf(name, 64, "scale byte %zu, padding", offset);
     for (int row = 0; row < m->rows; row++) {
-        for (int block = 0; block < m->cols / NVFP4_BLOCK; block++) {
-            if (nvfp4_scale_offset((size_t)row, (size_t)block, (size_t)m->cols) == offset) {
-                snprintf(name, 64, "scale byte of row %d, block %d", row, block);
+        for (size_t block = 0; block < quantized_blocks(format, cols); block++) {
+            if (quantized_scale_offset(format, (size_t)row, block, cols) == offset) {
+                snprintf(name, 64, "scale byte of row %d, block %zu", row, block);
             }
         }
     }
@@ -139,10 +153,10 @@ static inline int self_test_same(SelfTest* t, const SelfTestPair* p, const char*
         return self_test_wrong(t, "%s of \"%s\" (%d, %d): amax %.9g instead of %.9g", name,
                                t->tensor, rows, cols, *got->amax, *want->amax);
     }
-    for (size_t i = 0; i < nvfp4_scales_size((size_t)rows, (size_t)cols); i++) {
+    for (size_t i = 0; i < quantized_scales_size(p->format, (size_t)rows, (size_t)cols); i++) {
         if (got->block_scales[i] != want->block_scales[i]) {
             char where[64];
-            self_test_name_scale(where, want, i);
+            self_test_name_scale(where, want, p->format, i);
             return self_test_wrong(t, "%s of \"%s\" (%d, %d): %s is 0x%02x instead of 0x%02x",
                                    name, t->tensor, rows, cols, where, got->block_scales[i],
                                    want->block_scales[i]);
@@ -150,7 +164,8 @@ static inline int self_test_same(SelfTest* t, const SelfTestPair* p, const char*
     }
     for (int row = 0; row < rows; row++) {
         for (int col = 0; col < cols; col++) {
-            int code = self_test_code(got, row, col), right = self_test_code(want, row, col);
+            int code = self_test_code(got, p->format, row, col);
+            int right = self_test_code(want, p->format, row, col);
             if (code != right) {
                 return self_test_wrong(t, "%s of \"%s\" (%d, %d): element (row %d, column %d) has "
                                        "code %d instead of %d", name, t->tensor, rows, cols, row,
@@ -299,15 +314,31 @@ static inline int self_test_hash(SelfTest* t, const Nvfp4Matrix* got /* host */,
     return 1;
 }
 
+// A quantizer of the base recipe; how it rounds is said elsewhere.
+static inline Quantizer self_test_nvfp4(int tile) {
+    Quantizer q;
+    memset(&q, 0, sizeof(q));
+    q.format = FORMAT_NVFP4;
+    q.tile = tile;
+    return q;
+}
+
 // After the device: what the tests spoil, what C makes of the same source, and is it the same?
-static inline int self_test_matrix(SelfTest* t, SelfTestPair* p, const float* source,
-                                   int block_rows, Nvfp4Rounding rounding, const char* name) {
+static inline int self_test_matrix(SelfTest* t, SelfTestPair* p, const float* source, Quantizer q,
+                                   Nvfp4Rounding rounding, const char* name) {
     cudaCheck(cudaStreamSynchronize(t->stream));
     if (t->faults->matrix != NULL) {
-        SelfTestMatrix made = { p->device, source, block_rows, rounding, t->conversion };
+        SelfTestMatrix made = { p->device, source, q, rounding, t->conversion };
         t->faults->matrix(&made);
     }
-    check(nvfp4_quantize(&p->want, source, block_rows, rounding) == 0, "%s: not finite", name);
+    if (quantizer_is_plain_nvfp4(&q)) {
+        check(nvfp4_quantize(&p->want, source, q.tile ? 16 : 1, rounding) == 0, "%s: not finite",
+              name);
+    } else {
+        size_t n = (size_t)p->want.rows * (size_t)p->want.cols;
+        *p->want.amax = bits_float(nvfp4_amax_bits(source, n));
+        quantized_make(&p->want, source, q, rounding);
+    }
     return self_test_same(t, p, name);
 }
 
@@ -337,8 +368,8 @@ static inline int self_test_activation(SelfTest* t, SelfTestPair* p, SelfTestPai
                         roundingT, t->conversion, t->stream);
     float* xT = (float*)xmalloc((size_t)rows * cols * sizeof(float), "the self-test");
     hadamard_transpose(xT, x, rows, cols, hadamard);
-    int right = self_test_matrix(t, p, x, 1, rounding, name) &&
-                self_test_matrix(t, pT, xT, 1, roundingT, nameT);
+    int right = self_test_matrix(t, p, x, self_test_nvfp4(0), rounding, name) &&
+                self_test_matrix(t, pT, xT, self_test_nvfp4(0), roundingT, nameT);
     free(xT);
     return right;
 }
@@ -351,8 +382,8 @@ static inline int self_test_weight(SelfTest* t, SelfTestPair* p, SelfTestPair* p
     quantize_weight(&p->device, &pT->device, w_device, rows, cols, 1, t->conversion, t->stream);
     float* wT = (float*)xmalloc((size_t)rows * cols * sizeof(float), "the self-test");
     hadamard_transpose(wT, w, rows, cols, 0);
-    int right = self_test_matrix(t, p, w, 16, nearest, self_test_operands[W]) &&
-                self_test_matrix(t, pT, wT, 16, nearest, self_test_operands[WT]);
+    int right = self_test_matrix(t, p, w, self_test_nvfp4(1), nearest, self_test_operands[W]) &&
+                self_test_matrix(t, pT, wT, self_test_nvfp4(1), nearest, self_test_operands[WT]);
     free(wT);
     return right;
 }
@@ -369,7 +400,8 @@ static inline int self_test_tensor(SelfTest* t, int tensor) {
         int hadamard = kind / 2 % 2, stochastic = kind % 2;     // kind 4 is the weight
         int operand = kind == 4 ? W : stochastic ? X_STOCHASTIC : X;
         int operandT = kind == 4 ? WT : (hadamard ? XT_HADAMARD : XT) + stochastic;
-        SelfTestPair p = self_test_pair(rows, cols), pT = self_test_pair(cols, rows);
+        SelfTestPair p = self_test_pair(FORMAT_NVFP4, rows, cols);
+        SelfTestPair pT = self_test_pair(FORMAT_NVFP4, cols, rows);
         right = (kind == 4 ? self_test_weight(t, &p, &pT, x, x_device)
                            : self_test_activation(t, &p, &pT, x, x_device, hadamard, stochastic,
                                                   self_test_operands[operand],
@@ -453,7 +485,7 @@ static inline int self_test_alpha(SelfTest* t) {
 // Every code under every scale byte, (144, 80): more than one tile of scales in both directions.
 static inline int self_test_expansion(SelfTest* t) {
     enum { ROWS = 144, COLS = 80, BLOCKS = COLS / NVFP4_BLOCK };
-    SelfTestPair p = self_test_pair(ROWS, COLS);
+    SelfTestPair p = self_test_pair(FORMAT_NVFP4, ROWS, COLS);
     memset(p.got.codes, 0, p.bytes);
     for (int block = 0; block < ROWS * BLOCKS; block++) {
         for (int i = 0; i < NVFP4_BLOCK / 2; i++) {
@@ -478,7 +510,7 @@ static inline int self_test_expansion(SelfTest* t) {
     for (int i = 0; i < ROWS * COLS && right; i++) {
         if (bf16_to_float(got[i]) != want[i] || got[i] >> 15 != float_bits(want[i]) >> 31) {
             right = self_test_wrong(t, "expansion of code %d with scale byte 0x%02x: %g instead of "
-                                    "%g", self_test_code(&p.got, i / COLS, i % COLS),
+                                    "%g", self_test_code(&p.got, FORMAT_NVFP4, i / COLS, i % COLS),
                                     i / NVFP4_BLOCK % 127, bf16_to_float(got[i]), want[i]);
         }
     }
@@ -525,7 +557,7 @@ static inline int self_test_statistics(SelfTest* t, const Nvfp4Matrix* got /* ho
         for (int col = 0; col < SELF_TEST_STEPS; col++) {
             int step = self_test_step_at(row, col);
             double p = self_test_steps[step].up / 256.0, variance = p * (1.0 - p);
-            int up = (self_test_code(got, row, col) & 7) - self_test_steps[step].below;
+            int up = (self_test_code(got, FORMAT_NVFP4, row, col) & 7) - self_test_steps[step].below;
             ups[step] += up;
             sum[step] += up - p;
             of_neighbours += before * (up - p);
@@ -558,7 +590,7 @@ static inline int self_test_unbiased(SelfTest* t) {
     float* x = (float*)xmalloc((size_t)n * n * sizeof(float), "the self-test");
     for (int i = 0; i < n * n; i++) { x[i] = self_test_steps[self_test_step_at(i / n, i % n)].x; }
     __nv_bfloat16* x_device = self_test_upload(x, (size_t)n * n);
-    SelfTestPair p = self_test_pair(n, n), pT = self_test_pair(n, n);
+    SelfTestPair p = self_test_pair(FORMAT_NVFP4, n, n), pT = self_test_pair(FORMAT_NVFP4, n, n);
     const char *name = self_test_operands[X_STOCHASTIC], *nameT = self_test_operands[XT_STOCHASTIC];
     int right = self_test_activation(t, &p, &pT, x, x_device, 0, 1, name, nameT);
     if (right && t->faults->steps != NULL) {
@@ -574,7 +606,72 @@ static inline int self_test_unbiased(SelfTest* t) {
     return right;
 }
 
-// Everything about quantizers, with the conversion of t.
+// ---------------------------------------------------------------------------------------------
+// The quantizers of other recipes
+
+// x (rows, cols) or its transpose as q says: quantized from the tensor and, where the recipe does
+// that, from the codes of the other direction.
+static inline int self_test_other(SelfTest* t, const float* x, const __nv_bfloat16* x_device,
+                                  int rows, int cols, int transposed, Quantizer q) {
+    int M = transposed ? cols : rows, K = transposed ? rows : cols;
+    char name[100];
+    snprintf(name, sizeof(name), "x%s as %s%s%s%s", transposed ? "^T" : "", format_name(q.format),
+             q.e5m2 ? " E5M2" : "", q.tile ? " in tiles" : "", q.hadamard > 0 ? " Hadamard" : "");
+    Rotation rotation = rotation_make(q.hadamard > 0 ? rotation_size(q.hadamard, K) : 0,
+                                      q.fresh_signs, SELF_TEST_SEED, 5, 3);
+    Nvfp4Rounding rounding = self_test_rounding(q.rounding != ROUND_NEAREST, 7);
+    float* source = (float*)xmalloc((size_t)M * (size_t)K * sizeof(float), "the self-test");
+    if (transposed) { hadamard_transpose(source, x, rows, cols, 0); }
+    else { memcpy(source, x, (size_t)M * (size_t)K * sizeof(float)); }
+    for (int i = 0; rotation.size > 0 && i < M * K; i += rotation.size) {
+        rotation_apply(source + i, &rotation);
+    }
+    SelfTestPair p = self_test_pair(q.format, M, K), pT = self_test_pair(q.format, K, M);
+    quantize_any_amax(p.device.amax, x_device, M, K, transposed, &rotation, t->stream);
+    quantize_any(&p.device, x_device, transposed, q, &rotation, rounding, t->stream);
+    int right = self_test_matrix(t, &p, source, q, rounding, name);
+    if (right && (q.tile || q.format == FORMAT_FP8)) {
+        quantize_any_transpose(&pT.device, &p.device, q, t->stream);
+        cudaCheck(cudaStreamSynchronize(t->stream));
+        quantized_transpose(&pT.want, &p.want, q);
+        strcat(name, ", transposed");
+        right = self_test_same(t, &pT, name);
+    }
+    self_test_pair_free(p);
+    self_test_pair_free(pT);
+    free(source);
+    return right;
+}
+
+// All tensors, quantized in both directions as the operands of these products are, where
+// quantize_any.cuh does it.
+static inline int self_test_other_quantizers(SelfTest* t, const GemmProduct* products,
+                                             int num_products) {
+    for (int i = 0; i < 2 * num_products; i++) {
+        const Quantizer* q = i % 2 ? &products[i / 2].B : &products[i / 2].A;
+        int known = quantizer_is_plain_nvfp4(q);
+        for (int j = 0; j < i; j++) {
+            known |= quantizer_equal(q, j % 2 ? &products[j / 2].B : &products[j / 2].A);
+        }
+        for (int tensor = 0; tensor < NUM_TENSORS && !known; tensor++) {
+            int rows = self_test_tensors[tensor].rows, cols = self_test_tensors[tensor].cols;
+            t->tensor = self_test_tensors[tensor].name;
+            float* x = (float*)xmalloc((size_t)(rows * cols) * sizeof(float), "the self-test");
+            self_test_fill(x, tensor);
+            __nv_bfloat16* x_device = self_test_upload(x, (size_t)(rows * cols));
+            int right = self_test_other(t, x, x_device, rows, cols, 0, *q) &&
+                        self_test_other(t, x, x_device, rows, cols, 1, *q);
+            cudaCheck(cudaFree(x_device));
+            free(x);
+            if (!right) { return 0; }
+        }
+    }
+    return 1;
+}
+
+// ---------------------------------------------------------------------------------------------
+
+// Everything about the base recipe's quantizers, with the conversion of t.
 static inline int self_test_quantizers(SelfTest* t) {
     t->codes = t->steps = 0;
     for (int tensor = 0; tensor < NUM_TENSORS; tensor++) {

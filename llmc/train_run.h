@@ -17,6 +17,8 @@ C11 that also compiles as C++17.
 #include "dataloader.h"
 #include "gpt2.h"
 #include "logger.h"
+#include "noise_trigger.h"
+#include "osci_reset.h"
 #include "recipe.h"
 #include "sampler.h"
 #include "shards.h"
@@ -50,6 +52,7 @@ typedef struct {
     double train_seconds;       // spent in updates since start_step
     uint64_t sent_before[NUM_RANKS_KINDS];  // bytes that this rank had sent before the first update
     float val_loss;             // the latest; NaN before the first
+    float* sums[2];             // (own) d_w, d_q of osci_reset.h, if the recipe has that
 } TrainRun;
 
 // Rows of a micro-batch of all ranks.
@@ -84,7 +87,7 @@ static inline void run_print(const TrainRun* run, const char* program, const cha
     printf("%s, commit %s, on %s\n", program, GIT_COMMIT, device);
     printf("model             %d layers, %d channels, %d heads, vocabulary %d (padded %d), "
            "context %d: %zu parameters\n", m->L, m->C, m->NH, m->V, m->Vp, m->max_T, params);
-    recipe_print(&run->recipe, m->L, stdout);
+    recipe_print(&run->recipe, stdout);
     printf("data              %s: %d shard%s, %" PRIu64 " tokens, identity %016" PRIx64 "\n",
            c->train_data, run->train.num_shards, run->train.num_shards == 1 ? "" : "s",
            run->train.num_tokens, run->train.identity);
@@ -139,6 +142,15 @@ static inline void run_parse(TrainRun* run, int argc, char** argv) {
     run->local_amax = strcmp(run->config.amax, "local") == 0;
 }
 
+// Of an operand of wgrad, tokens that share a scale must be on one rank: its rows are whole blocks.
+static inline void run_check_blocks(const TrainRun* run) {
+    const TrainConfig* c = &run->config;
+    int block = format_block(run->recipe.operands[OPERAND_DYT].format);
+    check(run->ranks.size == 1 || block == 0 || c->B * c->T % block == 0, "-b %d times -t %d, the "
+          "tokens of a rank, is not a multiple of %d, the block of the recipe %s; with one rank it "
+          "need not be", c->B, c->T, block, c->recipe);
+}
+
 // `program` and `device` for the printout.
 static inline void run_open(TrainRun* run, const char* program, const char* device) {
     const TrainConfig* c = &run->config;
@@ -153,6 +165,7 @@ static inline void run_open(TrainRun* run, const char* program, const char* devi
     run->recipe = recipe_parse(c->recipe, run->model.L);
     check(run->recipe.base == FORMAT_FP32 || c->T % 16 == 0,
           "-t %d: the recipe %s needs a multiple of 16, its block of tokens", c->T, c->recipe);
+    run_check_blocks(run);
 
     shards_open(&run->shards, &run->ranks, c->zero, gpt2_param_specs(specs, &run->model));
 
@@ -174,6 +187,8 @@ static inline void run_open(TrainRun* run, const char* program, const char* devi
               "-t %d tokens", c->val_tokens, c->val_data, run->val.num_rows, c->T);
         run->val_rows = wanted > 0 ? wanted : run->val.num_rows;
     }
+    recipe_set_length(&run->recipe, run->num_steps);
+    run->recipe.step = run->start_step;
     size_t batch = (size_t)c->B * (size_t)c->T * sizeof(int);
     run->inputs = (int*)xmalloc(batch, "a batch of tokens");
     run->targets = (int*)xmalloc(batch, "a batch of tokens");
@@ -196,14 +211,27 @@ static inline char* run_settings(const TrainRun* run) {
     return checkpoint_settings(flags, TRAIN_NUM_FLAGS, run->train.identity);
 }
 
-// Fills params, m, v where they come from files: the newest checkpoint of a resumed run, or the
-// model file given with -e, which has no moments. Otherwise they stay as they are.
+// What a checkpoint of this step has besides masters and moments, and where that lies.
+static inline CheckpointExtras run_extras(const TrainRun* run, int step) {
+    CheckpointExtras extras;
+    memset(&extras, 0, sizeof(extras));
+    extras.triggered = recipe_triggered(&run->recipe) > 0 ? recipe_triggered(&run->recipe) : 0;
+    extras.num_sums = osci_reset_continues(&run->recipe.reset, step) ? 2 : 0;
+    memcpy(extras.sums, run->sums, sizeof(extras.sums));
+    return extras;
+}
+
+// Fills params, m, v where they come from files: the newest checkpoint of a resumed run, which also
+// tells run->recipe which rules hold, or the model file given with -e, which has no moments.
+// Otherwise they stay as they are.
 static inline void run_load(TrainRun* run, float* params, float* m, float* v) {
     const TrainConfig* c = &run->config;
     if (run->checkpoint >= 0) {
         char* settings = run_settings(run);
+        CheckpointExtras extras = run_extras(run, run->checkpoint);
         uint64_t checksum = checkpoint_load(c->output_dir, run->checkpoint, &run->model, params, m,
-                                            v, run->shards.own, settings);
+                                            v, &extras, run->shards.own, settings);
+        if (extras.triggered > 0) { recipe_trigger(&run->recipe, extras.triggered); }
         free(settings);
         run_agree_number(run, "the checkpoint", checksum);
         run_print_line(run, "resumed           from step %d in %s\n", run->checkpoint,
@@ -219,8 +247,10 @@ static inline void run_save(TrainRun* run, int step, const float* params, const 
                             const float* v) {
     const TrainConfig* c = &run->config;
     char* settings = run_settings(run);
+    CheckpointExtras extras = run_extras(run, step);
     if (run->ranks.rank == 0) { directory_create(c->output_dir); }
-    checkpoint_save(c->output_dir, step, &run->model, params, m, v, &run->shards, settings);
+    checkpoint_save(c->output_dir, step, &run->model, params, m, v, &extras, &run->shards,
+                    settings);
     if (run->ranks.rank == 0) {
         checkpoint_prune(c->output_dir, c->keep_newest, c->keep_multiples);
     }
@@ -350,6 +380,31 @@ static inline void run_report_step(TrainRun* run, int step, float loss, float no
     if (isfinite(peak_share)) { printf(" | %.1f %% of peak", 100.0 * peak_share); }
     if (isfinite(joules)) { printf(" | %.3f mJ/token", 1e3 * joules); }
     printf("%s", run->progress ? "  " : "\n");
+    fflush(stdout);
+}
+
+// Update `step` has found this ratio of gradient to noise (noise_trigger.h), on every rank the same.
+static inline void run_report_noise(TrainRun* run, int step, double ratio) {
+    int fires = noise_trigger_fires(ratio);
+    if (fires) { recipe_trigger(&run->recipe, step + 1); }
+    if (run->ranks.rank > 0) { return; }
+    logger_noise(&run->log, step, ratio, fires ? step + 1 : -1);
+    if (!fires) { return; }
+    run_end_progress(run);
+    run->last_line = 0.0;
+    printf("step %d/%d | gradient / noise %.3f: automatic rules hold from here on\n", step + 1,
+           run->num_steps, ratio);
+    fflush(stdout);
+}
+
+// OsciReset has set so many weights of this rank's part.
+static inline void run_report_resets(TrainRun* run, int step, int64_t resets) {
+    double all = run_sum(run, (double)resets, "weights set by OsciReset");
+    logger_resets(&run->log, step, all);
+    if (run->ranks.rank > 0) { return; }
+    run_end_progress(run);
+    run->last_line = 0.0;
+    printf("step %d/%d | OsciReset has set %.0f weights\n", step + 1, run->num_steps, all);
     fflush(stdout);
 }
 

@@ -25,12 +25,6 @@ static inline int linear_param(int linear) {
     return params[linear];
 }
 
-// Can the linear layers of this block travel as codes? If nobody reads them otherwise.
-static inline int weight_has_codes(const Recipe* recipe, int layer, int L) {
-    return recipe->tile16 && recipe_quantizes(recipe, FPROP, layer, L)
-        && recipe_quantizes(recipe, DGRAD, layer, L);
-}
-
 // Of a vector of `size` parameters. as_codes 0: nothing travels as codes.
 static inline WeightRanges weight_ranges(const ParamSpec* specs, size_t size, const Recipe* recipe,
                                          int L, int as_codes) {
@@ -41,7 +35,7 @@ static inline WeightRanges weight_ranges(const ParamSpec* specs, size_t size, co
         const ParamSpec* spec = &specs[linear_param(i)];
         r.coded[i].first = gpt2_param_offset(specs, linear_param(i), recipe->front);
         for (int l = 0; l < L && as_codes; l++) {
-            r.coded[i].count += weight_has_codes(recipe, l, L) ? spec->size : 0;
+            r.coded[i].count += recipe_weights_travel(recipe, l) ? spec->size : 0;
         }
         r.plain[i].first = plain_from;
         r.plain[i].count = r.coded[i].first - plain_from;

@@ -25,6 +25,7 @@ typedef struct {
     const Recipe* recipe;
     const ParamSpec* specs;
     int L;
+    uint64_t seed;
     size_t element;             // bytes of a working weight
     QuantizedLinear** quantized;    // (L, NUM_LINEARS), on the CPU
     WeightRanges ranges;        // which weights travel as codes
@@ -36,24 +37,25 @@ typedef struct {
 
 // Do the linear layers of this block travel as codes?
 static inline int weights_coded(const Weights* w, int layer) {
-    return w->shards.level > 0 && weight_has_codes(w->recipe, layer, w->L);
+    return w->shards.level > 0 && recipe_weights_travel(w->recipe, layer);
 }
 
 // element: bytes of a working weight. The caller fills in quantized[].
 static inline void weights_alloc(Weights* w, const Shards* shards, const Recipe* recipe,
-                                 const ParamSpec* specs, int L, size_t element) {
+                                 const ParamSpec* specs, int L, uint64_t seed, size_t element) {
     memset(w, 0, sizeof(*w));
     w->shards = *shards;
     w->recipe = recipe;
     w->specs = specs;
     w->L = L;
+    w->seed = seed;
     w->element = element;
     w->quantized = (QuantizedLinear**)xcalloc((size_t)L * NUM_LINEARS * sizeof(QuantizedLinear*),
                                               "quantized weights");
     w->ranges = weight_ranges(specs, shards->size, recipe, L, shards->level > 0);
-    w->codes = (uint8_t*)device_alloc(w->ranges.num_coded / 2, "NVFP4 weights");
+    w->codes = (uint8_t*)device_alloc(w->ranges.num_coded / 2, "quantized weights");
     size_t tiles = w->ranges.num_coded / TILE_ELEMENTS;
-    w->tile_amax = (uint32_t*)device_alloc(tiles * sizeof(uint32_t), "NVFP4 scratch");
+    w->tile_amax = (uint32_t*)device_alloc(tiles * sizeof(uint32_t), "quantization scratch");
 }
 
 // Memory of the codes of a coded weight.
@@ -108,7 +110,7 @@ static __global__ void coded_amax_kernel(uint32_t* amax, const uint32_t* tile_am
 
 // A thread per block of the weight: its scale and, in our part, its codes. By arithmetic, which
 // gives the codes of the conversion instructions; it happens once an update.
-static __global__ void coded_quantize_kernel(CodedWeight c) {
+static __global__ void coded_quantize_kernel(CodedWeight c, Nvfp4Rounding rounding) {
     size_t block = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (block >= c.blocks) { return; }
     size_t row = block / c.across, column = block % c.across;
@@ -121,9 +123,8 @@ static __global__ void coded_quantize_kernel(CodedWeight c) {
     }
     uint32_t pairs[BLOCK_PAIRS];
     coded_load(pairs, &c, block);
-    Nvfp4Rounding nearest = { 0, 0, 0, 0, 0, 0 };
     E2m1Conversion arithmetic = { 0, 0, 0 };
-    quantize_store<0>(c.w_q, (uint32_t)row, (uint32_t)column, pairs, amax, tensor, nearest,
+    quantize_store<0>(c.w_q, (uint32_t)row, (uint32_t)column, pairs, amax, tensor, rounding,
                       arithmetic);
 }
 
@@ -243,12 +244,14 @@ static inline void weights_quantize_coded(const Weights* w, const void* working,
         if (!weights_coded(w, i / NUM_LINEARS)) { continue; }
         CodedWeight c = weights_at(w, working, i / NUM_LINEARS, i % NUM_LINEARS);
         size_t tiles = c.blocks / NVFP4_BLOCK;
+        Nvfp4Rounding rounding = linear_weight_rounding(w->recipe, i / NUM_LINEARS, i % NUM_LINEARS,
+                                                        w->seed);
         cudaCheck(cudaMemsetAsync(c.w_q.amax, 0, sizeof(float), stream));
         coded_amax_kernel<<<(unsigned)CEIL_DIV(tiles, WEIGHTS_THREADS), WEIGHTS_THREADS, 0,
                             stream>>>((uint32_t*)c.w_q.amax, c.tile_amax, tiles);
         cudaCheck(cudaGetLastError());
         coded_quantize_kernel<<<(unsigned)CEIL_DIV(c.blocks, WEIGHTS_THREADS), WEIGHTS_THREADS, 0,
-                                stream>>>(c);
+                                stream>>>(c, rounding);
         cudaCheck(cudaGetLastError());
     }
     device_ranks_begin(d);

@@ -1,6 +1,7 @@
 /*
 From the masters to what the layers read, in plain C: after an update each weight is rounded to the
-recipe's base format, and those that enter NVFP4 GEMMs are quantized, once, in both directions.
+recipe's base format, and those that enter quantized GEMMs are quantized, once, in both directions.
+(But for a W^T that differs from one backward pass to the next: quantized_linear.h makes that.)
 
 With sharded masters (shards.h) a rank does this for its part, and the parts travel:
 
@@ -12,9 +13,10 @@ ranks agree on the largest magnitude of every tile before they quantize: one all
 every rank has the tensors' amaxes and all block scales. Only codes are left to be gathered. W^T has
 the codes of W, transposed, and never travels. It is not quantized again.
 
-A weight travels as codes if nobody reads it otherwise: both fprop and dgrad in NVFP4, in 16x16
-tiles. With tile16=0 the codes of W^T are others than those of W, and 16 rows of W that form a block
-of W^T belong to several ranks: then weights travel as BF16 and every rank quantizes them whole.
+A weight travels as codes if nobody ever reads it otherwise: both fprop and dgrad in NVFP4 of the
+base recipe's kind, in 16x16 tiles, in every update (recipe_weights_travel). With tile=0 the codes
+of W^T are others than those of W, and 16 rows of W that form a block of W^T belong to several
+ranks: then weights travel as BF16 and every rank quantizes them whole.
 
 Nothing here stops a run whose weights are not finite: the amax is then not finite either, and the
 linear layer that reads it says which it is.
@@ -31,6 +33,7 @@ typedef struct {
     const Recipe* recipe;
     const ParamSpec* specs;
     int L;
+    uint64_t seed;
     float* working;             // (num_params) what layers read; of coded weights only our part
     QuantizedLinear* quantized; // (L, NUM_LINEARS)
     WeightRanges ranges;        // which weights travel as codes
@@ -41,29 +44,31 @@ typedef struct {
 
 // Do the linear layers of this block travel as codes?
 static inline int weights_coded(const Weights* w, int layer) {
-    return weight_has_codes(w->recipe, layer, w->L);
+    return recipe_weights_travel(w->recipe, layer);
 }
 
-static inline Nvfp4Matrix weights_matrix_alloc(uint8_t* codes, int rows, int cols) {
+static inline Nvfp4Matrix weights_matrix_alloc(Format f, uint8_t* codes, int rows, int cols) {
     Nvfp4Matrix q;
     q.rows = rows;
     q.cols = cols;
     q.codes = codes != NULL ? codes
-            : (uint8_t*)xmalloc(nvfp4_codes_size((size_t)rows, (size_t)cols), "NVFP4 codes");
-    q.block_scales = (uint8_t*)xcalloc(nvfp4_scales_size((size_t)rows, (size_t)cols),
-                                       "NVFP4 block scales");
+            : (uint8_t*)xmalloc(quantized_codes_size(f, (size_t)rows, (size_t)cols), "codes");
+    q.block_scales = (uint8_t*)xcalloc(quantized_scales_size(f, (size_t)rows, (size_t)cols),
+                                       "block scales");
     q.amax = (float*)xcalloc(sizeof(float), "amax");
     return q;
 }
 
 // `working` (num_params) is the caller's.
 static inline void weights_alloc(Weights* w, const Shards* shards, const Recipe* recipe,
-                                 const ParamSpec* specs, int L, float* working) {
+                                 const ParamSpec* specs, int L, uint64_t seed, float* working) {
+    Format format = recipe->operands[OPERAND_W].format;
     memset(w, 0, sizeof(*w));
     w->shards = *shards;
     w->recipe = recipe;
     w->specs = specs;
     w->L = L;
+    w->seed = seed;
     w->working = working;
     w->quantized = (QuantizedLinear*)xcalloc((size_t)L * NUM_LINEARS * sizeof(QuantizedLinear),
                                              "quantized weights");
@@ -80,14 +85,27 @@ static inline void weights_alloc(Weights* w, const Shards* shards, const Recipe*
             QuantizedLinear* q = &w->quantized[l * NUM_LINEARS + i];
             size_t packed = weight_packed(&w->ranges, specs, l, i);
             uint8_t* codes = weights_coded(w, l) ? w->codes + packed / 2 : NULL;
-            if (recipe_quantizes(recipe, FPROP, l, L)) {
-                q->w_q = weights_matrix_alloc(codes, spec->rows, spec->cols);
+            int dgrad = recipe_ever(recipe, DGRAD, l, i, 1);
+            if (recipe_ever(recipe, FPROP, l, i, 1)
+                || (dgrad && recipe_transposes_weights(recipe))) {
+                q->w_q = weights_matrix_alloc(format, codes, spec->rows, spec->cols);
             }
-            if (recipe_quantizes(recipe, DGRAD, l, L)) {
-                q->wT_q = weights_matrix_alloc(NULL, spec->cols, spec->rows);
+            if (dgrad && !recipe_remakes_weights(recipe)) {
+                q->wT_q = weights_matrix_alloc(format, NULL, spec->cols, spec->rows);
             }
         }
     }
+}
+
+// How the weight of a layer is rounded, if not to nearest: with other bits in each update.
+static inline Nvfp4Rounding weights_rounding(const Weights* w, int layer, int linear) {
+    Nvfp4Rounding rounding;
+    memset(&rounding, 0, sizeof(rounding));
+    rounding.stochastic = w->recipe->operands[OPERAND_W].rounding == ROUND_STOCHASTIC;
+    rounding.seed = w->seed;
+    rounding.tag = operand_tag(layer, linear, OPERAND_W);
+    rounding.step = (uint32_t)w->recipe->step;
+    return rounding;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -136,11 +154,9 @@ static inline void coded_tile_amaxes(const CodedWeight* c) {
 }
 
 // From the agreed tile amaxes: the weight's amax, all block scales, and the codes of our part. The
-// bits are those of nvfp4_quantize with 16 block rows.
-static inline void coded_quantize(const CodedWeight* c) {
+// bits are those of quantized_make.
+static inline void coded_quantize(const CodedWeight* c, Nvfp4Rounding rounding) {
     Nvfp4Matrix* w_q = &c->q->w_q;
-    Nvfp4Rounding nearest;
-    memset(&nearest, 0, sizeof(nearest));
     uint32_t amax = 0;
     for (size_t tile = 0; tile < c->blocks / NVFP4_BLOCK; tile++) {
         amax = c->tile_amax[tile] > amax ? c->tile_amax[tile] : amax;
@@ -156,7 +172,7 @@ static inline void coded_quantize(const CodedWeight* c) {
         if (block >= c->first && block < c->end) {
             nvfp4_quantize_block(w_q->codes + block * (NVFP4_BLOCK / 2),
                                  c->values + block * NVFP4_BLOCK,
-                                 nvfp4_block_inverse(scale, tensor), nearest, block);
+                                 nvfp4_block_inverse(scale, tensor), rounding, block);
         }
     }
 }
@@ -203,8 +219,9 @@ static inline void weights_quantize_coded(const Weights* w) {
     }
     #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < count; i++) {
-        CodedWeight c = weights_at(w, first + i / NUM_LINEARS, i % NUM_LINEARS);
-        coded_quantize(&c);
+        int layer = first + i / NUM_LINEARS, linear = i % NUM_LINEARS;
+        CodedWeight c = weights_at(w, layer, linear);
+        coded_quantize(&c, weights_rounding(w, layer, linear));
     }
     if (count > 0) {
         shards_gather(&w->shards, w->codes, w->ranges.coded, NUM_LINEARS, NVFP4_BLOCK / 2,
@@ -217,23 +234,37 @@ static inline void weights_quantize_coded(const Weights* w) {
     }
 }
 
-// Weights that are quantized, but travel as BF16: every rank has them whole by now.
+// Quantizes x, which all ranks have whole. If it is not finite, only the amax is set.
+static inline void weights_make(Nvfp4Matrix* q, const float* x, Quantizer quantizer,
+                                Nvfp4Rounding rounding) {
+    uint32_t amax = nvfp4_matrix_amax_bits(x, (size_t)q->rows, (size_t)q->cols);
+    *q->amax = bits_float(amax);
+    if (amax < FLOAT_INFINITY_BITS) { quantized_make(q, x, quantizer, rounding); }
+}
+
+// Weights that are quantized, but travel as BF16: every rank has them whole by now. What the coming
+// update does not quantize is left as it was.
 static inline void weights_quantize_plain(const Weights* w, float* scratch) {
-    int block_rows = w->recipe->tile16 ? NVFP4_BLOCK : 1;
-    Nvfp4Rounding nearest;
-    memset(&nearest, 0, sizeof(nearest));
+    const Recipe* r = w->recipe;
+    Quantizer of_w = r->operands[OPERAND_W], of_wT = r->operands[OPERAND_WT];
     for (int i = 0; i < w->L * NUM_LINEARS; i++) {
-        int layer = i / NUM_LINEARS, param = linear_param(i % NUM_LINEARS);
+        int layer = i / NUM_LINEARS, linear = i % NUM_LINEARS, param = linear_param(linear);
         const ParamSpec* spec = &w->specs[param];
         QuantizedLinear* q = &w->quantized[i];
+        int dgrad = recipe_quantizes(r, DGRAD, layer, linear) && !recipe_remakes_weights(r);
+        int transposes = dgrad && recipe_transposes_weights(r);
         if (weights_coded(w, layer)) { continue; }
         const float* weight = w->working + gpt2_param_offset(w->specs, param, layer);
-        if (q->w_q.codes != NULL) {
-            nvfp4_quantize(&q->w_q, weight, block_rows, nearest);
+        Nvfp4Rounding rounding = weights_rounding(w, layer, linear);
+        if (recipe_quantizes(r, FPROP, layer, linear) || transposes) {
+            weights_make(&q->w_q, weight, of_w, rounding);
         }
-        if (q->wT_q.codes != NULL) {
-            hadamard_transpose(scratch, weight, spec->rows, spec->cols, 0);
-            nvfp4_quantize(&q->wT_q, scratch, block_rows, nearest);
+        if (transposes) {
+            quantized_transpose(&q->wT_q, &q->w_q, of_w);
+        } else if (dgrad) {                     // to nearest: see recipe_remakes_weights
+            Rotation rotation = rotation_make(rotation_size(of_wT.hadamard, spec->rows), 0, 0, 0, 0);
+            rotation_transpose(scratch, weight, spec->rows, spec->cols, &rotation);
+            weights_make(&q->wT_q, scratch, of_wT, rounding);
         }
     }
 }

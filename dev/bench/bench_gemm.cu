@@ -56,7 +56,7 @@ static GemmArgs bf16_args(int M, int N, int K) {
 static Nvfp4Matrix quantized(const __nv_bfloat16* x, int rows, int cols) {
     Nvfp4Rounding nearest;
     memset(&nearest, 0, sizeof(nearest));
-    Nvfp4Matrix q = linear_operand_alloc(rows, cols, "benchmark");
+    Nvfp4Matrix q = linear_operand_alloc(FORMAT_NVFP4, rows, cols, "benchmark");
     quantize_amax(q.amax, NULL, x, rows, cols, 0, 0);
     quantize_activation(&q, NULL, x, rows, cols, 0, nearest, nearest, e2m1_arithmetic(), 0);
     return q;

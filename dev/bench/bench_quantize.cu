@@ -116,8 +116,8 @@ int main(int argc, char** argv) {
         size_t n = (size_t)a.rows * a.cols;
         a.x = bench_bf16(n);
         a.y = bench_bf16(n);
-        a.x_q = linear_operand_alloc(a.rows, a.cols, "benchmark");
-        a.xT_q = linear_operand_alloc(a.cols, a.rows, "benchmark");
+        a.x_q = linear_operand_alloc(FORMAT_NVFP4, a.rows, a.cols, "benchmark");
+        a.xT_q = linear_operand_alloc(FORMAT_NVFP4, a.cols, a.rows, "benchmark");
         memset(&a.rounding, 0, sizeof(a.rounding));
         a.rounding.seed = 1;
         a.rounding.tag = 2;

@@ -5,24 +5,28 @@ cuBLASLt would (bytes, layouts, leading dimensions, scales, algorithm, workspace
 documentation does not allow, and computes the rest in double precision. "Device" memory is host
 memory; a call returns when D is written.
 
-What it is for: the FP4 products of a program can be tried on a machine without a Blackwell GPU,
+What it is for: the FP4 and FP8 products of a program can be tried on a machine without such a GPU,
 byte for byte up to the call. What it is not: the library. It is written from the documentation (the
-comments of cublasLt.h, the cuBLAS documentation on cublasLtMatmul and on "1D block scaling factors
-layout") and no FP4 product of it was ever compared with hardware; where it allows a call, the
-library may still refuse. It shares no code with llmc/, so a mistake there cannot hide here.
+comments of cublasLt.h, the cuBLAS documentation on cublasLtMatmul and on narrow precisions, 3.1.4)
+and no such product of it was ever compared with hardware; where it allows a call, the library may
+still refuse. It shares no code with llmc/, so a mistake there cannot hide here.
 test_cublaslt_model.cpp tests it, and compares its descriptors with those of the library.
 
 Modelled: column-major matrices, one at a time (no batches);
     A and B BF16:  C and D BF16 or FP32, any transposition, epilogue none or bias
     A and B FP32:  C and D FP32, the same
     A and B E2M1 with UE4M3 scales of 16 elements ("NVFP4"):  C and D BF16 or FP32, see check_fp4
+    A and B FP8, E4M3 or one of them E5M2, with one scale a matrix, or FP32 scales of 128 elements or
+    of 128 x 128:  C and D BF16 or FP32, see check_fp8
 all with compute type 32F and scale type 32F. Anything else is refused as not modelled.
 
     D = alpha op(A) op(B) + beta C + bias       op(A) (m,k), op(B) (k,n), C and D (m,n)
 
 The sum is in double, and rounded to nearest even when it is stored. For E2M1 it is exact up to
 K = 1024: a decoded element is at most 6 * 448 = 2688 and a multiple of 0.5 * 2^-9, so a product is
-a multiple of 2^-20 below 2^23, and a sum of 2^10 of them needs at most 53 bits.
+a multiple of 2^-20 below 2^23, and a sum of 2^10 of them needs at most 53 bits. For E4M3 with one
+scale it is exact up to K = 2^17: products are multiples of 2^-18 below 2^18. How FP8 tensor cores
+shorten their sums is not modelled.
 
 C11 that is also C++17. Errors: cublaslt_model_complaint() has the rule that was broken.
 */
@@ -39,13 +43,14 @@ C11 that is also C++17. Errors: cublaslt_model_complaint() has the rule that was
 
 typedef struct {
     int major, minor, fault, fp32_output, nan_scales;
-    long fp4_calls, plain_calls, objects;
+    long fp4_calls, fp8_calls, fast_calls, plain_calls, objects;
     char complaint[512];
     int (*is_device)(const void* address);
 } Model;
 
-static const Model model_at_start = { 10, 0, CUBLASLT_MODEL_NO_FAULT, 1, 0, 0, 0, 0, "", NULL };
-static Model model = { 10, 0, CUBLASLT_MODEL_NO_FAULT, 1, 0, 0, 0, 0, "", NULL };
+static const Model model_at_start = { 10, 0, CUBLASLT_MODEL_NO_FAULT, 1, 0, 0, 0, 0, 0, 0, "",
+                                      NULL };
+static Model model = { 10, 0, CUBLASLT_MODEL_NO_FAULT, 1, 0, 0, 0, 0, 0, 0, "", NULL };
 
 // Objects live on: a reset between two tests must not lose count of them. Memory stays what it is.
 void cublaslt_model_reset(void) {
@@ -65,6 +70,8 @@ void cublaslt_model_capability(int major, int minor) {
 }
 void cublaslt_model_memory(int (*is_device)(const void* address)) { model.is_device = is_device; }
 long cublaslt_model_fp4_calls(void) { return model.fp4_calls; }
+long cublaslt_model_fp8_calls(void) { return model.fp8_calls; }
+long cublaslt_model_fast_calls(void) { return model.fast_calls; }
 long cublaslt_model_plain_calls(void) { return model.plain_calls; }
 long cublaslt_model_objects(void) { return model.objects; }
 const char* cublaslt_model_complaint(void) { return model.complaint; }
@@ -451,15 +458,20 @@ const char* cublasLtGetStatusString(cublasStatus_t status) { return status_text(
 
 typedef struct {
     int64_t m, n, k;
-    int fp4;
+    int fp4, fp8, narrow;           // narrow: one of the two
     Operation op;
     Layout A, B, C, D;
 } Problem;
 
+static int is_fp8(uint32_t type) { return type == CUDA_R_8F_E4M3 || type == CUDA_R_8F_E5M2; }
+
 // Bits of an element.
 static int64_t type_bits(uint32_t type) {
-    return type == CUDA_R_4F_E2M1 ? 4 : type == CUDA_R_16BF ? 16 : 32;
+    return type == CUDA_R_4F_E2M1 ? 4 : is_fp8(type) ? 8 : type == CUDA_R_16BF ? 16 : 32;
 }
+
+// Scaling modes that not all versions of cublasLt.h have.
+enum { SCALE_VEC128 = 4, SCALE_BLK128 = 5 };
 
 static cublasStatus_t read_layout(Layout* to, cublasLtMatrixLayout_t from, char name) {
     if (from == NULL || from->data[0] != TAG_LAYOUT) {
@@ -545,6 +557,77 @@ static cublasStatus_t check_fp4(const Problem* p) {
     return CUBLAS_STATUS_SUCCESS;
 }
 
+// cuBLAS documentation, 3.1.4 "Narrow precision data types usage" with the table of scaling modes, and
+// cublasLtMatmul: requirements of tensor- or block-scaled FP8 kernels, and their table of types.
+static cublasStatus_t check_fp8(const Problem* p) {
+    const Operation* op = &p->op;
+    int capability = 10 * model.major + model.minor;
+    int64_t size_C = type_bits(p->C.type) / 8;
+    int scalar_A = op->a_scale_mode == CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F;
+    int scalar_B = op->b_scale_mode == CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F;
+    int block_A = op->a_scale_mode == SCALE_VEC128 || op->a_scale_mode == SCALE_BLK128;
+    int block_B = op->b_scale_mode == SCALE_VEC128 || op->b_scale_mode == SCALE_BLK128;
+    int blocks = block_A && block_B;
+    if (!(scalar_A && scalar_B) && !blocks) {
+        return UNSUPPORTED("FP8: scale modes %d of A and %d of B: not supported together, or not "
+                           "modelled", op->a_scale_mode, op->b_scale_mode);
+    }
+    if (capability < 89 || (blocks && capability != 90)) {
+        return UNSUPPORTED("FP8 with %s needs compute capability %s, this is %d.%d",
+                           blocks ? "block scales" : "a scale for the tensor",
+                           blocks ? "9.0, no other" : "8.9", model.major, model.minor);
+    }
+    if (model.fault == CUBLASLT_MODEL_NOT_SUPPORTED) { return UNSUPPORTED("the fault asked for"); }
+    if (op->a_scale_mode == SCALE_BLK128 && op->b_scale_mode == SCALE_BLK128) {
+        return UNSUPPORTED("FP8: 128x128 scales for both A and B");
+    }
+    int only_tn = capability < 100 || capability >= 120;
+    if (only_tn && (op->trans_a != CUBLAS_OP_T || op->trans_b != CUBLAS_OP_N)) {
+        return UNSUPPORTED("FP8 on %d.%d must be TN (A transposed, B not): K contiguous in both",
+                           model.major, model.minor);
+    }
+    if (p->A.type == CUDA_R_8F_E5M2 && p->B.type == CUDA_R_8F_E5M2) {
+        return UNSUPPORTED("FP8: A and B are both E5M2");
+    }
+    if ((p->D.type != CUDA_R_16BF && p->D.type != CUDA_R_32F) || p->C.type != p->D.type) {
+        return UNSUPPORTED("FP8: C and D must both be BF16 or both FP32 (here %u and %u; others: not "
+                           "modelled)", p->C.type, p->D.type);
+    }
+    if (p->D.type == CUDA_R_32F && !model.fp32_output) {
+        return UNSUPPORTED("FP8 with FP32 D is not supported on this GPU");
+    }
+    if (blocks && (op->a_scale == NULL || op->b_scale == NULL)) {
+        return INVALID("FP8: the scale pointer of %c is NULL", op->a_scale == NULL ? 'A' : 'B');
+    }
+    if (blocks && ((uintptr_t)op->a_scale | (uintptr_t)op->b_scale) % 16 != 0) {
+        return INVALID("FP8: a pointer to block scales is not a multiple of 16");
+    }
+    if (op->d_scale != NULL || op->d_out_scale != NULL || op->c_scale != NULL ||
+        op->amax_d != NULL || op->d_scale_mode != 0 || op->d_out_scale_mode != 0 ||
+        op->c_scale_mode != 0) {
+        return INVALID("FP8: scale attributes of C or D are only for a narrow D");
+    }
+    // PyTorch (aten/src/ATen/cuda/CUDABlas.cpp) knows that the library has no such kernels.
+    if (blocks && op->fast_accum != 0) { return UNSUPPORTED("FP8: fast accumulation of blocks"); }
+    // "Tensor Core Usage": of all matrices the contiguous direction in bytes, and the stride.
+    if (p->A.rows % 16 != 0 || p->B.rows % 16 != 0 || p->A.ld % 16 != 0 || p->B.ld % 16 != 0) {
+        return UNSUPPORTED("FP8: the %lld rows of A or the %lld of B, or a leading dimension, are no "
+                           "multiple of 16", (long long)p->A.rows, (long long)p->B.rows);
+    }
+    if (p->m * size_C % 16 != 0 || p->C.ld * size_C % 16 != 0 || p->D.ld * size_C % 16 != 0) {
+        return UNSUPPORTED("FP8: the %lld rows of C, ldc or ldd are no multiple of 16 bytes",
+                           (long long)p->m);
+    }
+    if (blocks && (p->m % 4 != 0 || p->n % 4 != 0)) {
+        return UNSUPPORTED("FP8: m %lld or n %lld is no multiple of 4", (long long)p->m,
+                           (long long)p->n);
+    }
+    if (op->epilogue != CUBLASLT_EPILOGUE_DEFAULT) {
+        return UNSUPPORTED("not modelled: FP8 with epilogue %u", op->epilogue);
+    }
+    return CUBLAS_STATUS_SUCCESS;
+}
+
 static cublasStatus_t check_plain(const Problem* p) {
     const Operation* op = &p->op;
     if ((p->D.type != CUDA_R_16BF && p->D.type != CUDA_R_32F) || p->C.type != p->D.type ||
@@ -611,12 +694,14 @@ static cublasStatus_t problem_read(Problem* p, cublasLtMatmulDesc_t operation,
     }
     int fp4_A = p->A.type == CUDA_R_4F_E2M1, fp4_B = p->B.type == CUDA_R_4F_E2M1;
     int plain = p->A.type == p->B.type && (p->A.type == CUDA_R_16BF || p->A.type == CUDA_R_32F);
-    if (!(fp4_A && fp4_B) && !plain) {
+    p->fp4 = fp4_A && fp4_B;
+    p->fp8 = is_fp8(p->A.type) && is_fp8(p->B.type);
+    p->narrow = p->fp4 || p->fp8;
+    if (!p->narrow && !plain) {
         return UNSUPPORTED("A has type %u and B %u: not supported or not modelled", p->A.type,
                            p->B.type);
     }
-    p->fp4 = fp4_A;
-    return p->fp4 ? check_fp4(p) : check_plain(p);
+    return p->fp4 ? check_fp4(p) : p->fp8 ? check_fp8(p) : check_plain(p);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -708,11 +793,11 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
         if (align == 0 || (align & (align - 1)) != 0) {
             return INVALID("the preferred alignment of %c is %u, no power of 2", "ABCD"[i], align);
         }
-        if (p.fp4 && align < 16) {
-            return UNSUPPORTED("an FP4 product: %c aligned to %u bytes, not 16", "ABCD"[i], align);
+        if (p.narrow && align < 16) {
+            return UNSUPPORTED("a narrow product: %c aligned to %u bytes, not 16", "ABCD"[i], align);
         }
     }
-    if (p.fp4 && model.fault == CUBLASLT_MODEL_NO_ALGORITHM) { return CUBLAS_STATUS_SUCCESS; }
+    if (p.narrow && model.fault == CUBLASLT_MODEL_NO_ALGORITHM) { return CUBLAS_STATUS_SUCCESS; }
     memset(&results[0], 0, sizeof(results[0]));
     results[0].workspaceSize = wish.workspace < most_workspace ? wish.workspace : most_workspace;
     results[0].state = CUBLAS_STATUS_SUCCESS;
@@ -736,6 +821,21 @@ static double ue4m3_value(uint8_t byte) {
     if (exponent == 15 && mantissa == 7) { return NAN; }
     if (exponent == 0) { return ldexp(mantissa, -9); }
     return ldexp(8 + mantissa, exponent - 10);
+}
+
+// E4M3: a sign before the bits of UE4M3, and NaN is 0x7F or 0xFF.
+static double e4m3_value(uint8_t byte) {
+    double x = ue4m3_value(byte & 0x7f);
+    return byte & 0x80 ? -x : x;
+}
+
+// E5M2: sign, 5 bits of exponent (bias 15), 2 bits of mantissa. Exponent 0: m * 2^-16. The largest
+// exponent: infinity (m 0) or NaN.
+static double e5m2_value(uint8_t byte) {
+    int exponent = byte >> 2 & 31, mantissa = byte & 3;
+    double x = exponent == 0 ? ldexp(mantissa, -16) : ldexp(4 + mantissa, exponent - 17);
+    if (exponent == 31) { x = mantissa == 0 ? INFINITY : NAN; }
+    return byte & 0x80 ? -x : x;
 }
 
 static double bf16_value(uint16_t bits) {
@@ -779,14 +879,34 @@ static size_t scale_bytes(int64_t rows, int64_t blocks) {
     return (size_t)((rows + 127) / 128 * ((blocks + 3) / 4) * 512);
 }
 
+// FP32 scales of FP8 with L = ceil(k / 128) blocks along K (cuBLAS documentation, 3.1.4.5.1):
+//
+//     VEC128    rows x L, M-major: the scales of all rows for the first block of K, then the second
+//     BLK128    L4 x ceil(rows / 128), K-major: a column for each 128 rows, L4 long; L4 is L rounded
+//               up to a multiple of 4
+static int64_t fp8_scale_index(int32_t mode, int64_t row, int64_t block, int64_t rows, int64_t k) {
+    int64_t L4 = ((k + 127) / 128 + 3) / 4 * 4;
+    return mode == SCALE_BLK128 ? row / 128 * L4 + block : block * rows + row;
+}
+
+// Bytes of an operand's scales: of `rows` rows (m of A, n of B).
+static size_t operand_scale_bytes(const Problem* p, int32_t mode, int64_t rows) {
+    int64_t L = (p->k + 127) / 128;
+    if (p->fp4) { return scale_bytes(rows, p->k / 16); }
+    if (mode == SCALE_VEC128) { return (size_t)(rows * L) * sizeof(float); }
+    if (mode == SCALE_BLK128) { return (size_t)((rows + 127) / 128 * ((L + 3) / 4 * 4)) * 4; }
+    return sizeof(float);
+}
+
 // ---------------------------------------------------------------------------------------------
 // The product
 
 // An operand as the sum sees it: `rows` rows (m of A, n of B) of k elements.
 typedef struct {
     const void* data;
-    const uint8_t* scales;          // NULL: none
+    const void* scales;             // NULL: none
     uint32_t type;
+    int32_t scale_mode;
     int64_t rows, k, ld;
     int k_contiguous, is_A;
 } Operand;
@@ -803,7 +923,7 @@ static void decode_fp4(const Operand* x, int64_t row, double* line) {
         if (model.fault == CUBLASLT_MODEL_SCALES_ROW_MAJOR) {
             at = (size_t)(row * ((blocks + 3) / 4 * 4) + b);
         }
-        double scale = ue4m3_value(x->scales[at]);
+        double scale = ue4m3_value(((const uint8_t*)x->scales)[at]);
         if (model.fault == CUBLASLT_MODEL_SCALES_NOT_READ) { scale = 1.0; }
         for (int i = 0; i < 16; i++) {
             int high = (i & 1) ^ swapped;
@@ -815,11 +935,40 @@ static void decode_fp4(const Operand* x, int64_t row, double* line) {
     if (model.fault == CUBLASLT_MODEL_K_CUT) { memset(line + x->k - 32, 0, 32 * sizeof(double)); }
 }
 
+// Row `row` of an FP8 operand -> line (k): the first byte, and those `step` bytes further each.
+static void decode_fp8(const Operand* x, int64_t row, int64_t first, int64_t step, double* line) {
+    const uint8_t* bytes = (const uint8_t*)x->data;
+    const float* scales = (const float*)x->scales;
+    int shifted = model.fault == CUBLASLT_MODEL_SCALES_SHIFTED && !x->is_A;
+    int e5m2 = (x->type == CUDA_R_8F_E5M2) ^ (model.fault == CUBLASLT_MODEL_TYPES_SWAPPED);
+    int64_t blocks = (x->k + 127) / 128;
+    for (int64_t p = 0; p < x->k; p++) {
+        uint8_t byte = bytes[first + p * step];
+        if (model.fault == CUBLASLT_MODEL_SIGN_DROPPED) { byte &= 0x7f; }
+        double scale = 1.0;
+        if (x->scale_mode == CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F) {
+            if (scales != NULL) { scale = scales[0]; }
+        } else if (model.fault != CUBLASLT_MODEL_SCALES_NOT_READ) {
+            int64_t block = shifted ? (p / 128 + 1) % blocks : p / 128;
+            int64_t at = fp8_scale_index(x->scale_mode, row, block, x->rows, x->k);
+            if (model.fault == CUBLASLT_MODEL_SCALES_ROW_MAJOR) {
+                at = x->scale_mode == SCALE_BLK128 ? row / 128 * blocks + block
+                                                   : row * blocks + block;
+            }
+            scale = scales[at];
+        }
+        line[p] = (e5m2 ? e5m2_value(byte) : e4m3_value(byte)) * scale;
+    }
+    if (model.fault == CUBLASLT_MODEL_K_CUT) { memset(line + x->k - 16, 0, 16 * sizeof(double)); }
+}
+
 // Row `row` of an operand of any type -> line (k).
 static void decode_row(const Operand* x, int64_t row, double* line) {
     int64_t first = x->k_contiguous ? row * x->ld : row, step = x->k_contiguous ? 1 : x->ld;
     if (x->type == CUDA_R_4F_E2M1) {
         decode_fp4(x, row, line);
+    } else if (is_fp8(x->type)) {
+        decode_fp8(x, row, first, step, line);
     } else if (x->type == CUDA_R_16BF) {
         const uint16_t* data = (const uint16_t*)x->data;
         for (int64_t p = 0; p < x->k; p++) { line[p] = bf16_value(data[first + p * step]); }
@@ -863,7 +1012,7 @@ static double element(const void* data, uint32_t type, int64_t at) {
 static void store(const Problem* p, const double* sums, int64_t row, int64_t column, double alpha,
                   double beta, const void* C, void* D) {
     for (int j = 0; j < COLUMNS && column + j < p->n; j++) {
-        if (p->fp4 && model.fault == CUBLASLT_MODEL_TAIL_NOT_WRITTEN && column + j == p->n - 1) {
+        if (p->narrow && model.fault == CUBLASLT_MODEL_TAIL_NOT_WRITTEN && column + j == p->n - 1) {
             continue;
         }
         for (int i = 0; i < ROWS && row + i < p->m; i++) {
@@ -875,9 +1024,9 @@ static void store(const Problem* p, const double* sums, int64_t row, int64_t col
             if (p->op.epilogue == CUBLASLT_EPILOGUE_BIAS) {
                 x += element(p->op.bias, p->D.type, row + i);
             }
-            if (p->fp4 && model.fault == CUBLASLT_MODEL_ZEROS) { x = 0.0; }
-            if (p->fp4 && model.fault == CUBLASLT_MODEL_NANS) { x = NAN; }
-            if (p->fp4 && model.fault == CUBLASLT_MODEL_RESULT_ROUNDED) {
+            if (p->narrow && model.fault == CUBLASLT_MODEL_ZEROS) { x = 0.0; }
+            if (p->narrow && model.fault == CUBLASLT_MODEL_NANS) { x = NAN; }
+            if (p->narrow && model.fault == CUBLASLT_MODEL_RESULT_ROUNDED) {
                 x = bf16_value(bf16_nearest(x));
             }
             int64_t at = (column + j) * p->D.ld + row + i;
@@ -963,6 +1112,18 @@ static cublasStatus_t check_scales(const uint8_t* scales, int64_t rows, int64_t 
     return CUBLAS_STATUS_SUCCESS;
 }
 
+// FP32 scales: finite, also where there is no block, because nobody says that this is not read.
+static cublasStatus_t check_fp8_scales(const Problem* p, const void* scales, int32_t mode,
+                                       int64_t rows, char name) {
+    for (size_t i = 0; scales != NULL && i < operand_scale_bytes(p, mode, rows) / 4; i++) {
+        float scale = ((const float*)scales)[i];
+        if (!isfinite(scale) && !model.nan_scales) {
+            return INVALID("FP8: scale %zu of %c is %g", i, name, (double)scale);
+        }
+    }
+    return CUBLAS_STATUS_SUCCESS;
+}
+
 // Algorithm, workspace, addresses, scales. C may be D with the same layout; D may not touch
 // anything else.
 static cublasStatus_t check_call(const Problem* p, const cublasLtMatmulAlgo_t* algorithm,
@@ -998,8 +1159,10 @@ static cublasStatus_t check_call(const Problem* p, const cublasLtMatmulAlgo_t* a
     size_t bytes_D = matrix_bytes(&p->D);
     const struct { const void* data; size_t bytes; const char* name; } inputs[4] = {
         { A, matrix_bytes(&p->A), "A" }, { B, matrix_bytes(&p->B), "B" },
-        { p->fp4 ? p->op.a_scale : NULL, scale_bytes(p->m, p->k / 16), "the scales of A" },
-        { p->fp4 ? p->op.b_scale : NULL, scale_bytes(p->n, p->k / 16), "the scales of B" } };
+        { p->narrow ? p->op.a_scale : NULL, operand_scale_bytes(p, p->op.a_scale_mode, p->m),
+          "the scales of A" },
+        { p->narrow ? p->op.b_scale : NULL, operand_scale_bytes(p, p->op.b_scale_mode, p->n),
+          "the scales of B" } };
     for (int i = 0; i < 4; i++) {
         if (overlap(D, bytes_D, inputs[i].data, inputs[i].bytes)) {
             return INVALID("D overlaps %s", inputs[i].name);
@@ -1014,12 +1177,17 @@ static cublasStatus_t check_call(const Problem* p, const cublasLtMatmulAlgo_t* a
     if (C == D ? p->C.ld != p->D.ld : overlap(C, matrix_bytes(&p->C), D, bytes_D)) {
         return INVALID("C and D overlap, but are not the same matrix");
     }
-    if (!p->fp4) { return CUBLAS_STATUS_SUCCESS; }
+    if (!p->narrow) { return CUBLAS_STATUS_SUCCESS; }
     for (int i = 0; i < 4; i++) {
         if ((uintptr_t)matrices[i] % 16 != 0) {
-            return INVALID("an FP4 product: %c is at %p, no multiple of 16", "ABCD"[i],
+            return INVALID("a narrow product: %c is at %p, no multiple of 16", "ABCD"[i],
                            matrices[i]);
         }
+    }
+    if (p->fp8) {
+        cublasStatus_t answer = check_fp8_scales(p, p->op.a_scale, p->op.a_scale_mode, p->m, 'A');
+        if (answer != CUBLAS_STATUS_SUCCESS) { return answer; }
+        return check_fp8_scales(p, p->op.b_scale, p->op.b_scale_mode, p->n, 'B');
     }
     cublasStatus_t status = check_scales((const uint8_t*)p->op.a_scale, p->m, p->k / 16, 'A');
     if (status != CUBLAS_STATUS_SUCCESS) { return status; }
@@ -1035,8 +1203,8 @@ static cublasStatus_t check_memory(const Problem* p, const void* A, const void* 
     const struct { const void* address; int on_device; const char* name; } all[] = {
         { A, 1, "A" }, { B, 1, "B" }, { C, 1, "C" }, { D, 1, "D" },
         { workspace, 1, "the workspace" },
-        { p->fp4 ? p->op.a_scale : NULL, 1, "the scales of A" },
-        { p->fp4 ? p->op.b_scale : NULL, 1, "the scales of B" },
+        { p->narrow ? p->op.a_scale : NULL, 1, "the scales of A" },
+        { p->narrow ? p->op.b_scale : NULL, 1, "the scales of B" },
         { p->op.epilogue == CUBLASLT_EPILOGUE_BIAS ? p->op.bias : NULL, 1, "the bias" },
         { alpha, scalars, "alpha" }, { beta, scalars, "beta" } };
     for (size_t i = 0; model.is_device != NULL && i < sizeof(all) / sizeof(all[0]); i++) {
@@ -1094,21 +1262,23 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t oper
     }
     status = check_call(&p, algorithm, A, B, C, D, workspace, workspace_bytes);
     if (status != CUBLAS_STATUS_SUCCESS) { return status; }
-    if (p.fp4 && model.fault == CUBLASLT_MODEL_EXECUTION_FAILED) {
+    if (p.narrow && model.fault == CUBLASLT_MODEL_EXECUTION_FAILED) {
         return refuse(CUBLAS_STATUS_EXECUTION_FAILED, "the fault asked for");
     }
-    if (p.fp4 && model.fault == CUBLASLT_MODEL_ALPHA_IGNORED) { a = 1.0f; }
-    if (p.fp4 && model.fault == CUBLASLT_MODEL_BETA_IGNORED) { b = 0.0f; }
-    if (p.fp4 && model.fault == CUBLASLT_MODEL_BETA_ONE) { b = C != NULL ? 1.0f : 0.0f; }
+    if (p.narrow && model.fault == CUBLASLT_MODEL_ALPHA_IGNORED) { a = 1.0f; }
+    if (p.narrow && model.fault == CUBLASLT_MODEL_BETA_IGNORED) { b = 0.0f; }
+    if (p.narrow && model.fault == CUBLASLT_MODEL_BETA_ONE) { b = C != NULL ? 1.0f : 0.0f; }
     Algorithm chosen;
     memcpy(&chosen, algorithm->data, sizeof(chosen));
     spoil(workspace, chosen.workspace);
     model.fp4_calls += p.fp4;
-    model.plain_calls += !p.fp4;
-    if (p.fp4 && model.fault == CUBLASLT_MODEL_D_NOT_WRITTEN) { return CUBLAS_STATUS_SUCCESS; }
-    Operand left = { A, (const uint8_t*)p.op.a_scale, p.A.type, p.m, p.k, p.A.ld,
+    model.fp8_calls += p.fp8;
+    model.fast_calls += p.fp8 && p.op.fast_accum != 0;
+    model.plain_calls += !p.narrow;
+    if (p.narrow && model.fault == CUBLASLT_MODEL_D_NOT_WRITTEN) { return CUBLAS_STATUS_SUCCESS; }
+    Operand left = { A, p.op.a_scale, p.A.type, p.op.a_scale_mode, p.m, p.k, p.A.ld,
                      p.op.trans_a == CUBLAS_OP_T, 1 };
-    Operand right = { B, (const uint8_t*)p.op.b_scale, p.B.type, p.n, p.k, p.B.ld,
+    Operand right = { B, p.op.b_scale, p.B.type, p.op.b_scale_mode, p.n, p.k, p.B.ld,
                       p.op.trans_b == CUBLAS_OP_N, 0 };
     multiply(&p, &left, &right, a, b, C, D);
     return CUBLAS_STATUS_SUCCESS;

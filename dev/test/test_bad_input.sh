@@ -174,16 +174,16 @@ test_flags() {
 }
 
 test_recipes() {
-    rejects "unknown recipe"            'begins with fp32, bf16 or nvfp4'   -p fp4
+    rejects "unknown recipe"            'begins with one of fp32, bf16, fp8'   -p fp4
     rejects "empty recipe"              'begins with'                       -p ""
     rejects "unknown ingredient"        "unknown ingredient 'hadamar'"      -p nvfp4,hadamar=1
     rejects "ingredient without value"  'should be name=value'              -p nvfp4,hadamard
-    rejects "ingredient not 0 or 1"     'hadamard is 0 or 1'                -p nvfp4,hadamard=2
-    rejects "ingredient negative"       "'-1' is not a number"              -p nvfp4,tail=-1
-    rejects "ingredient empty"          "'' is not a number"                -p nvfp4,tail=
+    rejects "ingredient not 0 or 1"     'hadamard is 0, 16, 32'              -p nvfp4,hadamard=2
+    rejects "ingredient negative"       "'-1' should begin with a whole number" -p nvfp4,tail=-1
+    rejects "ingredient empty"          "'' should begin with a whole number" -p nvfp4,tail=
     rejects "unknown format"            'is nvfp4 or bf16'                  -p nvfp4,dgrad=fp8
     rejects "too many BF16 blocks"      'more than the 2 blocks'            -p nvfp4,front=2,tail=1
-    rejects "overrides of fp32"         'only nvfp4 has ingredients'        -p fp32,tail=1
+    rejects "overrides of fp32"         'fp32 has no ingredients'        -p fp32,tail=1
 }
 
 test_models() {

@@ -171,12 +171,12 @@ static void layer_make(Linear* l, QuantizedLinear* q, const Recipe* recipe, Line
     cudaCheck(cudaMemset(l->nonfinite, 0, sizeof(int)));
     l->alpha = device_tensor<float>(1);
     l->bias_scratch = device_tensor<float>(bias_backward_scratch(s.OC));
-    l->x_q[0] = linear_operand_alloc(s.N, s.C, "test");
-    l->dy_q[0] = linear_operand_alloc(s.N, s.OC, "test");
-    l->dyT_q[0] = linear_operand_alloc(s.OC, s.N, "test");
-    q->w_q = linear_operand_alloc(s.OC, s.C, "test");
-    q->wT_q = linear_operand_alloc(s.C, s.OC, "test");
-    q->xT_q = linear_operand_alloc(s.C, s.N, "test");
+    l->x_q[0] = linear_operand_alloc(FORMAT_NVFP4, s.N, s.C, "test");
+    l->dy_q[0] = linear_operand_alloc(FORMAT_NVFP4, s.N, s.OC, "test");
+    l->dyT_q[0] = linear_operand_alloc(FORMAT_NVFP4, s.OC, s.N, "test");
+    q->w_q = linear_operand_alloc(FORMAT_NVFP4, s.OC, s.C, "test");
+    q->wT_q = linear_operand_alloc(FORMAT_NVFP4, s.C, s.OC, "test");
+    q->xT_q = linear_operand_alloc(FORMAT_NVFP4, s.C, s.N, "test");
 }
 
 static void layer_free(const Linear* l, const QuantizedLinear* q) {

@@ -872,14 +872,14 @@ static Range whole(const State* s) {
 
 static void save(const char* directory, int step) {
     State s = state_make((uint32_t)step);
-    checkpoint_save(in_workplace(directory), step, &s.config, s.params, s.m, s.v, NULL,
+    checkpoint_save(in_workplace(directory), step, &s.config, s.params, s.m, s.v, NULL, NULL,
                     test_settings);
     free(s.params);
 }
 
 static void load_step_20(const char* directory) {
     State s = state_make(0);
-    checkpoint_load(in_workplace(directory), 20, &s.config, s.params, s.m, s.v, whole(&s),
+    checkpoint_load(in_workplace(directory), 20, &s.config, s.params, s.m, s.v, NULL, whole(&s),
                     test_settings);
 }
 
@@ -890,7 +890,7 @@ static void test_checkpoint_round_trip(void) {
     save("ckpt", 20);
     State saved = state_make(20), loaded = state_make(77);
     checkpoint_load(in_workplace("ckpt"), 20, &loaded.config, loaded.params, loaded.m, loaded.v,
-                    whole(&loaded), test_settings);
+                    NULL, whole(&loaded), test_settings);
     int equal = memcmp(saved.params, loaded.params, 3 * saved.n * sizeof(float)) == 0;
     report(equal && !file_exists(in_workplace("ckpt"))
            && !file_exists(in_workplace("ckpt/model_00000020.bin.tmp"))
@@ -1047,7 +1047,8 @@ static void test_checkpoint_wrong_files(void) {
 
     State s = state_make(20);
     s.config.NH = 4;                    // as many parameters, but another model
-    checkpoint_save(in_workplace("wrong"), 20, &s.config, s.params, s.m, s.v, NULL, test_settings);
+    checkpoint_save(in_workplace("wrong"), 20, &s.config, s.params, s.m, s.v, NULL, NULL,
+                    test_settings);
     free(s.params);
     int other_shape = fails_with("not of the shape", load_step_20, "wrong");
     report(other_step && other_shape, "checkpoint mixed up", "another step, another shape");
@@ -1058,7 +1059,7 @@ static void load_with_settings(const char* arguments) {
     Flag flags[TRAIN_NUM_FLAGS];
     State s = state_make(0);
     parse(&c, flags, arguments);
-    checkpoint_load(in_workplace("ckpt"), 20, &s.config, s.params, s.m, s.v, whole(&s),
+    checkpoint_load(in_workplace("ckpt"), 20, &s.config, s.params, s.m, s.v, NULL, whole(&s),
                     checkpoint_settings(flags, TRAIN_NUM_FLAGS, 7));
 }
 
@@ -1067,7 +1068,7 @@ static void load_other_data(const char* directory) {
     Flag flags[TRAIN_NUM_FLAGS];
     State s = state_make(0);
     parse(&c, flags, "");
-    checkpoint_load(in_workplace(directory), 20, &s.config, s.params, s.m, s.v, whole(&s),
+    checkpoint_load(in_workplace(directory), 20, &s.config, s.params, s.m, s.v, NULL, whole(&s),
                     checkpoint_settings(flags, TRAIN_NUM_FLAGS, 8));
 }
 

@@ -10,57 +10,10 @@ have tests of their own.
     build/test/cuda/test_model ORACLE.bin               only the comparison with the C program, for
                                                         another oracle made by test_gpt2
 */
-#define TESTING
-#include "../../train_gpt2_nvfp4.cu"
 #include "../reference/reference_file.h"
 #include "cublaslt_model.h"
-#include "device_check.cuh"
+#include "model_check.cuh"
 #include "oracle_file.h"
-
-// A device tensor (n) as floats; the caller frees them.
-template <typename Real> static float* copy_out(const Real* device, size_t n) {
-    Real* stored = (Real*)xmalloc(n * sizeof(Real), "a copy");
-    float* values = (float*)xmalloc(n * sizeof(float), "a copy");
-    cudaCheck(cudaDeviceSynchronize());
-    cudaCheck(cudaMemcpy(stored, device, n * sizeof(Real), cudaMemcpyDeviceToHost));
-    for (size_t i = 0; i < n; i++) { values[i] = to_float(stored[i]); }
-    free(stored);
-    return values;
-}
-
-// How all models here multiply and quantize: what the self-test finds.
-static HardwarePaths hardware;
-
-static void choose_hardware(void) {
-    const GemmProduct products[] = { { 64, 128, 128, GEMM_STORES_BF16 },
-                                     { 128, 128, 64, GEMM_ADDS_FP32 } };
-    hardware = self_test(GEMM_AUTO, products, 2, NULL, 0);
-}
-
-// A model with the initial weights of `seed`, or those of a model file if there is one.
-template <typename Real>
-static void build(GPT2<Real>* model, GPT2Config config, const char* recipe, int B, int T,
-                  uint64_t seed, const char* file) {
-    static Ranks one;
-    static DeviceRanks alone;
-    ParamSpec specs[NUM_PARAMS];
-    Shards shards;
-    one.size = 1;
-    device_ranks_open(&alone, &one);
-    shards_open(&shards, &one, 0, gpt2_param_specs(specs, &config));
-    gpt2_build(model, config, recipe_parse(recipe, config.L), hardware, B, T, seed, &shards,
-               &alone);
-    float* params = (float*)xmalloc(model->num_params * sizeof(float), "parameters");
-    float* zeros = (float*)xcalloc(model->num_params * sizeof(float), "moments");
-    Range all = { 0, model->num_params };
-    if (file != NULL) { checkpoint_load_model(params, file, all); }
-    else { gpt2_init(params, model->specs, &config, seed); }
-    gpt2_set_state(model, params, zeros, zeros);
-    gpt2_zero_grad(model);
-    gpt2_zero_loss(model);
-    free(params);
-    free(zeros);
-}
 
 // ---------------------------------------------------------------------------------------------
 
@@ -168,13 +121,13 @@ static void oracle_observe(int layer, int linear, int operand, const __nv_bfloat
     if (transposed) {
         float* flipped = (float*)xmalloc(elements * sizeof(float), "a transposed operand");
         hadamard_transpose(flipped, values, (int)cols, (int)rows,
-                           !weight && oracle.recipe->hadamard);
+                           !weight && oracle.recipe->operands[OPERAND_XT].hadamard);
         free(values);
         values = flipped;
     }
     Nvfp4Rounding rounding;
     memset(&rounding, 0, sizeof(rounding));
-    rounding.stochastic = gradient && oracle.recipe->stochastic;
+    rounding.stochastic = gradient && oracle.recipe->operands[operand].rounding == ROUND_STOCHASTIC;
     rounding.seed = oracle.seed;
     rounding.tag = operand_tag(layer, linear, operand);
     rounding.step = 0;
@@ -184,8 +137,8 @@ static void oracle_observe(int layer, int linear, int operand, const __nv_bfloat
     want.codes = (uint8_t*)xmalloc(elements / 2, "codes");
     want.block_scales = (uint8_t*)xmalloc(scales_size, "scales");
     want.amax = &amax;
-    check(nvfp4_quantize(&want, values, weight && oracle.recipe->tile16 ? 16 : 1, rounding) == 0,
-          "not finite");
+    int tile = weight && oracle.recipe->operands[OPERAND_W].tile ? 16 : 1;
+    check(nvfp4_quantize(&want, values, tile, rounding) == 0, "not finite");
     got.codes = (uint8_t*)xmalloc(elements / 2, "codes");
     got.block_scales = (uint8_t*)xmalloc(scales_size, "scales");
     got.amax = &own_amax;

@@ -14,116 +14,7 @@ pairs of the other column, or a pair in the other order; the tensor scale of x f
 made only where x is quantized too, or no barrier behind it.
 */
 #include "../../llmc/quantize.cuh"
-#include "device_check.cuh"
-
-// ---------------------------------------------------------------------------------------------
-// Contents
-
-enum { NORMAL, LOGNORMAL, ZERO, SIGNED_ZERO, OUTLIER, SUBNORMAL, TINY, HUGE_VALUES, NUM_CONTENTS };
-
-static const char* content_names[NUM_CONTENTS] = { "normal", "lognormal", "zero", "signed zero",
-                                                   "outlier", "subnormal", "tiny", "huge" };
-
-// x (rows, cols), BF16 values
-static void fill(float* x, size_t n, int content, uint32_t stream) {
-    #pragma omp parallel for
-    for (size_t i = 0; i < n; i++) {
-        float normal = random_normal(20260102, stream, i);
-        float sign = normal < 0.0f ? -1.0f : 1.0f;
-        float value = normal;
-        if (content == LOGNORMAL) { value = sign * expf(4.0f * normal); }
-        if (content == ZERO) { value = 0.0f; }
-        if (content == SIGNED_ZERO) { value = fabsf(normal) < 2.0f ? 0.0f * sign : normal; }
-        if (content == OUTLIER) { value = i == n / 3 ? 1e6f : normal; }
-        if (content == SUBNORMAL) { value = normal * 1e-39f; }
-        if (content == TINY) { value = normal * 1e-34f; }
-        if (content == HUGE_VALUES) { value = normal * 1e36f; }
-        x[i] = bf16_round(value);
-    }
-}
-
-// ---------------------------------------------------------------------------------------------
-// A matrix twice: quantized on the device, and by the reference
-
-#define POISON 0xa5
-
-typedef struct {
-    Nvfp4Matrix device, host;
-    size_t bytes;
-    void* device_memory;
-    void* host_memory;
-} MatrixPair;
-
-// A matrix in `memory`: codes, block scales, amax, each on a multiple of 64, poison between them.
-static Nvfp4Matrix matrix_place(uint8_t* memory, int rows, int cols) {
-    Nvfp4Matrix m;
-    m.rows = rows;
-    m.cols = cols;
-    m.codes = memory;
-    m.block_scales = m.codes + (nvfp4_codes_size((size_t)rows, (size_t)cols) / 64 + 1) * 64;
-    m.amax = (float*)(m.block_scales + nvfp4_scales_size((size_t)rows, (size_t)cols) + 64);
-    return m;
-}
-
-// Both start poisoned, except for the scales, which are zeroed as the program does.
-static MatrixPair pair_alloc(int rows, int cols) {
-    MatrixPair p;
-    size_t codes = nvfp4_codes_size((size_t)rows, (size_t)cols);
-    size_t scales = nvfp4_scales_size((size_t)rows, (size_t)cols);
-    p.bytes = (codes / 64 + 1) * 64 + scales + 128;
-    p.device_memory = cuda_malloc(p.bytes, "a quantized matrix");
-    p.host_memory = malloc(p.bytes);
-    p.device = matrix_place((uint8_t*)p.device_memory, rows, cols);
-    p.host = matrix_place((uint8_t*)p.host_memory, rows, cols);
-    cudaCheck(cudaMemset(p.device_memory, POISON, p.bytes));
-    cudaCheck(cudaMemset(p.device.block_scales, 0, scales));
-    memset(p.host_memory, POISON, p.bytes);
-    return p;
-}
-
-static void pair_free(MatrixPair p) {
-    cudaCheck(cudaFree(p.device_memory));
-    free(p.host_memory);
-}
-
-// What was compared under one name: bytes, how many differ, and where the first of them is.
-typedef struct {
-    const char* name;
-    size_t matrices, bytes, differ;
-    char first[160];
-} Tally;
-
-static void tally_report(const Tally* t) {
-    report(t->differ == 0 && t->bytes > 0, t->name, "%zu matrices, %zu of %zu bytes differ%s%s",
-           t->matrices, t->differ, t->bytes, t->differ > 0 ? "; first: " : "", t->first);
-}
-
-static void tally_compare(Tally* t, const MatrixPair* p, const char* what) {
-    uint8_t* got = (uint8_t*)malloc(p->bytes);
-    const uint8_t* want = (const uint8_t*)p->host_memory;
-    cudaCheck(cudaMemcpy(got, p->device_memory, p->bytes, cudaMemcpyDeviceToHost));
-    size_t scales = (size_t)(p->host.block_scales - want);
-    size_t amax = (size_t)((uint8_t*)p->host.amax - want), row_bytes = (size_t)p->host.cols / 2;
-    for (size_t i = 0; i < p->bytes; i++) {
-        if (got[i] == want[i]) { continue; }
-        if (t->differ == 0) {
-            char where[80];
-            if (i < scales) {
-                snprintf(where, sizeof(where), "codes of row %zu from column %zu", i / row_bytes,
-                         2 * (i % row_bytes));
-            } else {
-                snprintf(where, sizeof(where), "byte %zu of the %s", i - (i < amax ? scales : amax),
-                         i < amax ? "scales" : "amax");
-            }
-            snprintf(t->first, sizeof(t->first), "%s (%d, %d), %s: %02x instead of %02x", what,
-                     p->host.rows, p->host.cols, where, got[i], want[i]);
-        }
-        t->differ++;
-    }
-    t->matrices++;
-    t->bytes += p->bytes;
-    free(got);
-}
+#include "matrix_check.cuh"
 
 // ---------------------------------------------------------------------------------------------
 // Every kind of operand, over shapes and contents
@@ -184,7 +75,8 @@ static void test_activation(const float* x, int rows, int cols, const char* what
             uint64_t seed = 0x9abcdef000000000u * stream + stream;
             Nvfp4Rounding r = rounding_make(stochastic, seed, 7 + stream, 0xfffffffeu + stream);
             Nvfp4Rounding rT = rounding_make(stochastic, seed, 8 + stream, 0xfffffffeu + stream);
-            MatrixPair p = pair_alloc(rows, cols), pT = pair_alloc(cols, rows);
+            MatrixPair p = pair_alloc(FORMAT_NVFP4, rows, cols);
+            MatrixPair pT = pair_alloc(FORMAT_NVFP4, cols, rows);
             quantize_amax(p.device.amax, pT.device.amax, x_device, rows, cols, hadamard, 0);
             quantize_activation(&p.device, &pT.device, x_device, rows, cols, hadamard, r, rT,
                                 conversion, 0);
@@ -199,7 +91,7 @@ static void test_activation(const float* x, int rows, int cols, const char* what
     }
 
     // one of the two left out, in amax and in quantization
-    MatrixPair p = pair_alloc(rows, cols), pT = pair_alloc(cols, rows);
+    MatrixPair p = pair_alloc(FORMAT_NVFP4, rows, cols), pT = pair_alloc(FORMAT_NVFP4, cols, rows);
     Nvfp4Rounding nearest = rounding_make(0, 0, 0, 0);
     quantize_amax(p.device.amax, NULL, x_device, rows, cols, 1, 0);
     quantize_amax(NULL, pT.device.amax, x_device, rows, cols, 1, 0);
@@ -223,7 +115,7 @@ static void test_weight(const float* w, int OC, int C, const char* what) {
     Nvfp4Rounding nearest = rounding_make(0, 0, 0, 0);
     __nv_bfloat16* w_device = to_device<__nv_bfloat16>(w, n);
     for (int tile16 = 0; tile16 < 2; tile16++) {
-        MatrixPair p = pair_alloc(OC, C), pT = pair_alloc(C, OC);
+        MatrixPair p = pair_alloc(FORMAT_NVFP4, OC, C), pT = pair_alloc(FORMAT_NVFP4, C, OC);
         quantize_weight(&p.device, &pT.device, w_device, OC, C, tile16, conversion, 0);
         nvfp4_quantize(&p.host, w, tile16 ? 16 : 1, nearest);
         if (tile16) {
@@ -275,7 +167,7 @@ static void test_golden(void) {
         x[i] = bf16_to_float((uint16_t)((w >> 31) << 15 | exponent << 7 | mantissa));
     }
     __nv_bfloat16* x_device = to_device<__nv_bfloat16>(x, ROWS * COLS);
-    MatrixPair p = pair_alloc(ROWS, COLS), pT = pair_alloc(COLS, ROWS);
+    MatrixPair p = pair_alloc(FORMAT_NVFP4, ROWS, COLS), pT = pair_alloc(FORMAT_NVFP4, COLS, ROWS);
     uint64_t seed = 0x9abcdef012345678u;
     for (int stochastic = 0; stochastic < 2; stochastic++) {
         quantize_amax(p.device.amax, pT.device.amax, x_device, ROWS, COLS, 1, 0);

@@ -48,6 +48,19 @@ static const Case cases[] = {
     { "nvfp4",                           0, 1, 1 },     // 16  local amax
     { "fp32",                            0, 0, 2 },     // 17  two micro-batches
     { "fp32",                            2, 0, 2 },
+    { "quartet2",                        0, 0, 1 },     // 19  other formats and ingredients
+    { "quartet2",                        1, 0, 1 },
+    { "tetrajet",                        2, 0, 1 },
+    { "fp4all",                          1, 0, 1 },
+    { "fp8",                             1, 0, 1 },
+    { "mxfp8",                           0, 0, 1 },
+    { "mxfp4,tail=0",                    2, 0, 1 },
+    { "nvfp4+46,tail=0",                 1, 0, 1 },
+    { "fp8block,wgrad=bf16",             1, 0, 1 },     // a rank has 64 tokens, a block 128
+    { "nvfp4,tail=0,X=sr,W=sr,WT=sr",    2, 0, 1 },
+    { "nvfp4,tail=0,oscireset=2:0:1:1",  0, 0, 1 },     // 29  resets after every update
+    { "nvfp4,tail=0,oscireset=2:0:1:1",  1, 0, 1 },
+    { "nvfp4,tail=0,oscireset=2:0:1:1",  2, 0, 1 },
 };
 enum { NUM_CASES = sizeof(cases) / sizeof(cases[0]), LOCAL_CASE = 16, MICRO_CASE = 17,
        NVFP4_CASE = 6, TILE16_OFF_CASE = 10 };
@@ -112,6 +125,7 @@ static struct {
     TrainRun run;
     const char* directory;
     FILE* records;
+    Format format;              // of the operands
 } work;
 
 static void write_record(int layer, int linear, int operand, float amax, const void* data,
@@ -125,22 +139,23 @@ static void write_record(int layer, int linear, int operand, float amax, const v
 static void observe(int layer, int linear, int operand, const float* source,
                     const Nvfp4Matrix* q) {
     (void)source;
-    size_t rows = (size_t)q->rows, blocks = (size_t)q->cols / NVFP4_BLOCK;
-    uint8_t* codes = (uint8_t*)xmalloc(rows * blocks * 8, "codes");
-    uint8_t* ordered = (uint8_t*)xmalloc(rows * blocks, "scales");
-    uint8_t* scales = oracle_scales(q);
+    Format f = work.format;
+    size_t rows = (size_t)q->rows, cols = (size_t)q->cols, groups = cols / 16;
+    size_t bytes = quantized_codes_size(f, 1, 16), block = (size_t)format_block(f);
+    uint8_t* codes = (uint8_t*)xmalloc(rows * groups * bytes, "codes");
+    uint8_t* scales = (uint8_t*)xcalloc(rows * groups, "scales");     // one for each 16 elements
     int columns = operand == OPERAND_XT || operand == OPERAND_DYT;      // tokens lie along columns
     for (size_t row = 0; row < rows; row++) {
-        for (size_t block = 0; block < blocks; block++) {
-            size_t from = row * blocks + block, to = columns ? block * rows + row : from;
-            memcpy(codes + 8 * to, q->codes + 8 * from, 8);
-            ordered[to] = scales[from];
+        for (size_t group = 0; group < groups; group++) {
+            size_t from = row * groups + group, to = columns ? group * rows + row : from;
+            memcpy(codes + bytes * to, q->codes + bytes * from, bytes);
+            if (block == 0) { continue; }
+            scales[to] = q->block_scales[quantized_scale_offset(f, row, 16 * group / block, cols)];
         }
     }
-    write_record(layer, linear, operand, *q->amax, codes, rows * blocks * 8, ordered,
-                 rows * blocks);
+    write_record(layer, linear, operand, *q->amax, codes, rows * groups * bytes, scales,
+                 rows * groups);
     free(codes);
-    free(ordered);
     free(scales);
 }
 
@@ -175,8 +190,9 @@ static uint64_t weights_hash(const GPT2* model) {
         for (int d = 0; d < 2; d++) {
             if (both[d]->codes == NULL) { continue; }
             size_t rows = (size_t)both[d]->rows, cols = (size_t)both[d]->cols;
-            hash = fnv1a(both[d]->codes, rows * cols / 2, hash);
-            hash = fnv1a(both[d]->block_scales, nvfp4_scales_size(rows, cols), hash);
+            hash = fnv1a(both[d]->codes, quantized_codes_size(work.format, rows, cols), hash);
+            hash = fnv1a(both[d]->block_scales, quantized_scales_size(work.format, rows, cols),
+                         hash);
             hash = fnv1a(both[d]->amax, sizeof(float), hash);
         }
     }
@@ -197,8 +213,10 @@ static void work_build(GPT2* model, const char* shape, Case c, int batch, int T)
     run->val.shuffle = 0;
     run->val_rows = 7;
     shards_open(&run->shards, &run->ranks, c.level, gpt2_param_specs(specs, &run->model));
-    gpt2_build(model, run->model, recipe_parse(c.recipe, run->model.L), run->config.B, T, 42,
-               &run->shards);
+    Recipe recipe = recipe_parse(c.recipe, run->model.L);
+    recipe_set_length(&recipe, 3);
+    work.format = recipe.operands[OPERAND_W].format;
+    gpt2_build(model, run->model, recipe, run->config.B, T, 42, &run->shards);
     model->linear.local_amax = c.local_amax;
     model->linear.micro_steps = (uint32_t)c.micro_steps;
 }
@@ -242,6 +260,38 @@ static void work_case(int number) {
     file_put(path, &hash, sizeof(hash));
 }
 
+// What the ranks do with equal masters: three updates whose moves are given by the moments alone
+// (AdamW with gradient and v 0), then OsciReset. And the noise of the gradient of a micro-batch.
+static void work_extras(int level) {
+    Case c = { "nvfp4,tail=0,oscireset=2:0:3:3", level, 0, 1 }, noise = c;
+    GPT2 model;
+    char path[PATH_BYTES];
+    TrainRun* run = &work.run;
+    double numbers[2] = { 0.0, 0.0 };
+    work_build(&model, MODEL, c, BATCH_ROWS, STEP_T);
+    gpt2_zero_grad(&model);
+    for (int step = 0; step < 3; step++) {
+        Range own = run->shards.own;
+        for (size_t i = 0; i < own.count; i++) {
+            model.m[i] = 1e-11f * random_normal(5, (uint32_t)step, own.first + i);
+            model.v[i] = 0.0f;
+        }
+        int64_t resets = gpt2_update(&model, 1.0f, 0.0f, 1.0f, step);
+        if (resets > 0) { numbers[0] += run_sum(run, (double)resets, "resets"); }
+    }
+    write_part("reset", 0, &model, model.params);
+
+    noise.recipe = "fp4all,backward=bf16@auto";
+    work_build(&model, MODEL, noise, BATCH_ROWS, STEP_T);
+    float dloss = 1.0f / (float)(BATCH_ROWS * STEP_T);
+    run_batch(run, 0, 0);
+    gpt2_forward(&model, run->inputs, run->targets, run->config.B, STEP_T, dloss);
+    gpt2_backward(&model, run->inputs, run->config.B, STEP_T);
+    numbers[1] = gpt2_draw_again(&model, run->inputs, run->targets, run->config.B, STEP_T, dloss);
+    path_of(path, work.directory, "extras", 0, run->ranks.rank);
+    file_put(path, numbers, sizeof(numbers));
+}
+
 // Losses of a longer run, on text that can be learned.
 #define CURVE_STEPS 200
 #define CURVE_MODEL "layers=2,channels=64,heads=2,vocab=31"
@@ -275,7 +325,7 @@ static void work_resume(const char* recipe, int level, const char* from, const c
     int first = from != NULL ? RESUME_STEPS / 2 : 0;
     if (from != NULL) {
         path_format(directory, "%s/../%s", work.directory, from);
-        checkpoint_load(directory, first, &run->model, model.params, model.m, model.v,
+        checkpoint_load(directory, first, &run->model, model.params, model.m, model.v, NULL,
                         run->shards.own, "");
         gpt2_refresh_working(&model);
     }
@@ -283,7 +333,7 @@ static void work_resume(const char* recipe, int level, const char* from, const c
         if (to != NULL && step == RESUME_STEPS / 2) {
             path_format(directory, "%s/../%s", work.directory, to);
             if (run->ranks.rank == 0) { directory_create(directory); }
-            checkpoint_save(directory, step, &run->model, model.params, model.m, model.v,
+            checkpoint_save(directory, step, &run->model, model.params, model.m, model.v, NULL,
                             &run->shards, "");
         }
         losses[step] = train_step(&model, run, step, 1e-3f, &norm);
@@ -311,6 +361,7 @@ static int work_as_rank(int argc, char** argv) {
 
     if (ranks != 3) {
         for (int c = 0; c < NUM_CASES; c++) { work_case(c); }
+        work_extras(ranks == 4 ? (again ? 0 : 2) : 1);
     }
     if (ranks == 4 && !again) {
         work_resume("fp32", 2, NULL, "by_4_fp32", WHOLE_FP32);
@@ -522,7 +573,7 @@ static void test_same_bits(int ranks) {
         }
     }
     snprintf(name, sizeof(name), "same bits, %d ranks", ranks);
-    report(levels == level_pairs && level_pairs == 7 && same_weights == NUM_CASES
+    report(levels == level_pairs && level_pairs == 10 && same_weights == NUM_CASES
            && repeated == of_repeated, name, "%d of %d changes of the ZeRO level; the ranks' "
            "weights in %d of %d cases; twice in %d of %d", levels, level_pairs, same_weights,
            NUM_CASES, repeated, of_repeated);
@@ -608,6 +659,37 @@ static void test_wire(int ranks) {
            "%.0f weights: %.0f in BF16, %.0f as codes and %.0f for tile amaxes: %.2f times fewer",
            coded, bf16, sent[0][RANKS_CODES_AND_SCALES],
            sent[0][RANKS_AMAX] - operands, bf16 / nvfp4);
+}
+
+// Exact: OsciReset sets the same masters to the same values. Bounded: the noise found is that of one
+// rank, since each element draws the same random bits; only sums over tokens differ. Fails with:
+// resets in `own` where it is no `part` counted twice; Q(w) of element `at` and not at - all.first;
+// OSCI_AFTER before the weights are gathered; differences squared before they are summed over the
+// ranks; noise_trigger_seed another on each rank.
+static void test_extras(int of, int ranks, const char* what) {
+    size_t bytes;
+    char name[32];
+    double* one = (double*)file_get_all(directories[1], "extras", 0, 1, &bytes);
+    double* some = (double*)file_get_all(directories[of], "extras", 0, ranks, &bytes);
+    double worst = 0.0;
+    int counts = one[0] > 100.0;
+    for (int rank = 0; rank < ranks; rank++) {
+        double off = fabs(some[2 * rank + 1] / one[1] - 1.0);
+        if (!(off <= worst)) { worst = off; }
+        counts &= some[2 * rank] == one[0] && some[2 * rank + 1] == some[1];
+    }
+    size_t bytes_one;
+    char* masters = file_get_all(directories[of], "reset", 0, ranks, &bytes);
+    char* masters_one = file_get_all(directories[1], "reset", 0, 1, &bytes_one);
+    int same = bytes == bytes_one && memcmp(masters, masters_one, bytes) == 0;
+    snprintf(name, sizeof(name), "%d ranks, %s", ranks, what);
+    report(same && counts && worst < 1e-5, name, "OsciReset: %.0f weights, same masters %d; noise "
+           "%.3e, off by %.1e, bound 1e-5, the same on all ranks %d", one[0], same, one[1], worst,
+           counts);
+    free(masters);
+    free(masters_one);
+    free(one);
+    free(some);
 }
 
 // Bounded. Seven rows of validation among the ranks, some of which have none in the last batch: the
@@ -761,6 +843,9 @@ int main(int argc, char** argv) {
         test_validation(0, ranks, 1e-5);
         test_validation(NVFP4_CASE, ranks, 2e-3);
     }
+    test_extras(2, 2, "-z 1");
+    test_extras(4, 4, "-z 2");
+    test_extras(AGAIN, 4, "-z 0");
     test_differences();
     test_curves();
     test_resume();

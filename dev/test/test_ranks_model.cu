@@ -63,6 +63,8 @@ static const Case cases[] = {
     { "nvfp4,tail=0,front=1,tile16=0",   1, 0, 1 },
     { "nvfp4,tail=0,dgrad=bf16",         2, 0, 1 },
     { "nvfp4",                           0, 1, 1 },     // 9   local amax
+    { "quartet2",                        1, 0, 1 },     // MS-EDEN, fresh signs, from codes
+    { "fp4all,X=sr",                     2, 0, 1 },     // random bytes in every direction
 };
 enum { NUM_CASES = sizeof(cases) / sizeof(cases[0]), NVFP4_CASE = 3, LOCAL_CASE = 9,
        TENSOR_CASE = NUM_CASES };
@@ -192,6 +194,7 @@ template <typename Real> static void record_weights(GPT2<Real>* model) {
         const QuantizedLinear* q = &model->acts.blocks[i / NUM_LINEARS].linears[i % NUM_LINEARS];
         if (q->w_q.codes == NULL) { continue; }
         record(i / NUM_LINEARS, i % NUM_LINEARS, OPERAND_W, NULL, &q->w_q);
+        if (q->wT_q.codes == NULL) { continue; }
         record(i / NUM_LINEARS, i % NUM_LINEARS, OPERAND_WT, NULL, &q->wT_q);
     }
 }
@@ -283,8 +286,8 @@ static void work_tensor(void) {
     }
     __nv_bfloat16* x = (__nv_bfloat16*)cuda_malloc((size_t)N * COLS * 2, "a tensor");
     cudaCheck(cudaMemcpy(x, values, (size_t)N * COLS * 2, cudaMemcpyHostToDevice));
-    Nvfp4Matrix x_q = linear_operand_alloc(N, COLS, "test");
-    Nvfp4Matrix xT_q = linear_operand_alloc(COLS, N, "test");
+    Nvfp4Matrix x_q = linear_operand_alloc(FORMAT_NVFP4, N, COLS, "test");
+    Nvfp4Matrix xT_q = linear_operand_alloc(FORMAT_NVFP4, COLS, N, "test");
     xT_q.amax = x_q.amax + 1;
     records_open(TENSOR_CASE);
     for (l.layer = 0; l.layer < 2; l.layer++) {
@@ -306,8 +309,11 @@ static int work_as_rank(int argc, char** argv) {
     device_ranks_open(&work.ranks, &run->ranks);
     work.directory = argv[2];
     be_hopper();
-    const GemmProduct products[] = { { 64, 128, 128, GEMM_STORES_BF16 },
-                                     { 128, 128, 64, GEMM_ADDS_FP32 } };
+    Quantizer nvfp4;
+    memset(&nvfp4, 0, sizeof(nvfp4));
+    nvfp4.format = FORMAT_NVFP4;
+    const GemmProduct products[] = { { 64, 128, 128, GEMM_STORES_BF16, nvfp4, nvfp4 },
+                                     { 128, 128, 64, GEMM_ADDS_FP32, nvfp4, nvfp4 } };
     work.hardware = self_test(GEMM_EMULATED, products, 2, NULL, 0);
     run->config = train_config_defaults();
     path_format(data, "%s/../tokens.bin", work.directory);

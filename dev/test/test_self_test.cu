@@ -28,6 +28,7 @@ Faults in copies of the program that the self-test noticed as well, one at a tim
       expanded over A; accumulate, alpha ignored; K a block short
 */
 #include <sys/wait.h>
+#include "../../llmc/recipe.h"
 #include "../../llmc/self_test.cuh"
 #include "report.h"
 
@@ -122,6 +123,42 @@ static void last_block_lost(Nvfp4Matrix* m, const SelfTestMatrix*) {
     }
 }
 
+// The same in formats with codes of 8 bits.
+static void byte_codes_changed(Nvfp4Matrix* m, uint8_t keep) {
+    for (size_t i = 0; i < (size_t)m->rows * (size_t)m->cols; i++) { m->codes[i] &= keep; }
+}
+
+static void byte_signs_dropped(Nvfp4Matrix* m, const SelfTestMatrix*) {
+    byte_codes_changed(m, 0x7f);
+}
+
+static void byte_last_bits_dropped(Nvfp4Matrix* m, const SelfTestMatrix*) {
+    byte_codes_changed(m, 0xfe);
+}
+
+static void byte_last_lost(Nvfp4Matrix* m, const SelfTestMatrix*) {
+    for (int row = 0; row < m->rows; row++) { m->codes[(size_t)(row + 1) * m->cols - 1] = 0; }
+}
+
+static void byte_neighbours_swapped(Nvfp4Matrix* m, const SelfTestMatrix*) {
+    for (size_t i = 0; i < (size_t)m->rows * (size_t)m->cols; i += 2) {
+        uint8_t code = m->codes[i];
+        m->codes[i] = m->codes[i + 1];
+        m->codes[i + 1] = code;
+    }
+}
+
+static void block_scale_up(Nvfp4Matrix* m, const SelfTestMatrix* made) {
+    size_t offset = quantized_scale_offset(made != NULL ? made->quantizer.format : FORMAT_FP8BLOCK,
+                                           (size_t)m->rows - 1, 0, (size_t)m->cols);
+    m->block_scales[offset]++;
+}
+
+// The base recipe's quantizers are right.
+static void block_scale_up_others(Nvfp4Matrix* m, const SelfTestMatrix* made) {
+    if (!quantizer_is_plain_nvfp4(&made->quantizer)) { block_scale_up(m, made); }
+}
+
 // x / (its block's scale * the tensor scale), as it is before it becomes a code
 static float scaled(const Nvfp4Matrix* m, const SelfTestMatrix* made, size_t i) {
     Nvfp4TensorScale tensor = nvfp4_tensor_scale(*m->amax);
@@ -164,24 +201,33 @@ static struct {
 
 static SelfTestFaults faults;
 
+// What the self-test is about: products of GPT-2 small with 8 x 1024 tokens, in a recipe's format.
+static GemmProduct products[NUM_GEMMS];
+static Format format;
+
+static void set_recipe(const char* text) {
+    Recipe recipe = recipe_parse(text, 1);
+    static const int sizes[NUM_GEMMS][3] = { { 8192, 2304, 768 }, { 8192, 768, 2304 },
+                                             { 2304, 768, 8192 } };
+    for (int g = 0; g < NUM_GEMMS; g++) {
+        GemmProduct p = { sizes[g][0], sizes[g][1], sizes[g][2],
+                          g == WGRAD ? GEMM_ADDS_FP32 : GEMM_STORES_BF16,
+                          recipe.operands[gemm_operand(g, 0)], recipe.operands[gemm_operand(g, 1)] };
+        products[g] = p;
+    }
+    format = products[0].A.format;
+}
+
+// Codes, scales and amax lie one behind the other.
 static Nvfp4Matrix matrix_fetch(const Nvfp4Matrix* device) {
-    size_t rows = (size_t)device->rows, cols = (size_t)device->cols;
-    Nvfp4Matrix m = self_test_place(xmalloc(nvfp4_codes_size(rows, cols) +
-                                            nvfp4_scales_size(rows, cols) + 4, "a fault"),
-                                    device->rows, device->cols);
-    cudaCheck(cudaMemcpy(m.codes, device->codes, nvfp4_codes_size(rows, cols),
-                         cudaMemcpyDeviceToHost));
-    cudaCheck(cudaMemcpy(m.block_scales, device->block_scales, nvfp4_scales_size(rows, cols),
-                         cudaMemcpyDeviceToHost));
-    cudaCheck(cudaMemcpy(m.amax, device->amax, 4, cudaMemcpyDeviceToHost));
-    return m;
+    size_t bytes = self_test_bytes(format, device->rows, device->cols);
+    void* memory = xmalloc(bytes, "a fault");
+    cudaCheck(cudaMemcpy(memory, device->codes, bytes, cudaMemcpyDeviceToHost));
+    return self_test_place(memory, format, device->rows, device->cols);
 }
 
 static void matrix_store(const Nvfp4Matrix* device, Nvfp4Matrix m) {
-    size_t rows = (size_t)m.rows, cols = (size_t)m.cols;
-    cudaCheck(cudaMemcpy(device->codes, m.codes, nvfp4_codes_size(rows, cols),
-                         cudaMemcpyHostToDevice));
-    cudaCheck(cudaMemcpy(device->block_scales, m.block_scales, nvfp4_scales_size(rows, cols),
+    cudaCheck(cudaMemcpy(device->codes, m.codes, self_test_bytes(format, m.rows, m.cols),
                          cudaMemcpyHostToDevice));
     free(m.codes);
 }
@@ -230,7 +276,7 @@ static void hook_expansion(__nv_bfloat16* x, int rows, int cols) {
 
 // Statistics see codes, not what they were made from: the fault is made from the codes, too.
 static void hook_steps_down(uint8_t* codes, int rows, int cols) {
-    Nvfp4Matrix m = self_test_place(codes, rows, cols);
+    Nvfp4Matrix m = self_test_place(codes, FORMAT_NVFP4, rows, cols);
     for (int i = 0; i < rows * cols; i++) {
         int below = self_test_steps[self_test_step_at(i / cols, i % cols)].below;
         code_set(&m, (size_t)i, (code_get(&m, (size_t)i) & 8) | below);
@@ -239,7 +285,7 @@ static void hook_steps_down(uint8_t* codes, int rows, int cols) {
 
 // Neighbours go up together, in pairs: each as often as before, but not independently.
 static void hook_steps_together(uint8_t* codes, int rows, int cols) {
-    Nvfp4Matrix m = self_test_place(codes, rows, cols);
+    Nvfp4Matrix m = self_test_place(codes, FORMAT_NVFP4, rows, cols);
     for (int i = 0; i < rows * cols; i++) {
         int step = self_test_step_at(i / cols, i % cols), below = self_test_steps[step].below;
         Nvfp4Rounding rounding = self_test_rounding(1, 7);
@@ -339,12 +385,6 @@ static void hook_product(void* D, const void* before, GemmProduct p, GemmPath pa
 // Cases
 
 #define OUTPUT_BYTES 16384
-
-// Of GPT-2 small with 8 x 1024 tokens.
-static const GemmProduct products[] = {
-    { 8192, 2304, 768, GEMM_STORES_BF16 }, { 8192, 768, 2304, GEMM_STORES_BF16 },
-    { 2304, 768, 8192, GEMM_ADDS_FP32 },
-};
 
 // The self-test in a process of its own. Returns its exit status and everything it printed.
 static int run_self_test(char* output /* (OUTPUT_BYTES) */, GemmPath requested, int num_products) {
@@ -486,11 +526,13 @@ static void test_other_device_faults(void) {
            NO_QUANTIZER);
 }
 
-// The consequences of a wrong product: emulated, the program ends; in FP4, emulation takes over for
-// the results concerned. `says` is what differed first.
+// The consequences of a wrong product: emulated, the program ends; in FP4 or FP8, emulation takes over
+// for the results concerned. `says` is what differed first.
 static void expect_product(const char* name, GemmPath path, int concerned, const char* says) {
-    static const char* const chosen[] = { "chosen: emulated fp4", "chosen: fp4 emulated",
-                                          "chosen: emulated emulated" };
+    static const char* const choices[2][3] = {
+        { "chosen: emulated fp4", "chosen: fp4 emulated", "chosen: emulated emulated" },
+        { "chosen: emulated fp8", "chosen: fp8 emulated", "chosen: emulated emulated" } };
+    const char* const* chosen = choices[path == GEMM_FP8];
     char full_name[120];
     snprintf(full_name, sizeof(full_name), "%s, %s", name, gemm_path_name(path));
     if (path == GEMM_EMULATED) {
@@ -581,6 +623,68 @@ static void test_model_faults(void) {
     cublaslt_model_reset();
 }
 
+// Products in FP8, on a GPU of compute capability 9.0.
+static void test_model_faults_fp8(void) {
+    static const struct { const char* name; int fault, concerned, only_blocks; } cases[] = {
+        { "E4M3 and E5M2 exchanged", CUBLASLT_MODEL_TYPES_SWAPPED, ANY_RESULT, 0 },
+        { "scales shifted", CUBLASLT_MODEL_SCALES_SHIFTED, ANY_RESULT, 1 },
+        { "scales row-major", CUBLASLT_MODEL_SCALES_ROW_MAJOR, ANY_RESULT, 1 },
+        { "scales not read", CUBLASLT_MODEL_SCALES_NOT_READ, ANY_RESULT, 1 },
+        { "sign dropped", CUBLASLT_MODEL_SIGN_DROPPED, ANY_RESULT, 0 },
+        { "zeros", CUBLASLT_MODEL_ZEROS, ANY_RESULT, 0 },
+        { "NaN", CUBLASLT_MODEL_NANS, ANY_RESULT, 0 },
+        { "D not written", CUBLASLT_MODEL_D_NOT_WRITTEN, ANY_RESULT, 0 },
+        { "tail not written", CUBLASLT_MODEL_TAIL_NOT_WRITTEN, ANY_RESULT, 0 },
+        { "beta ignored", CUBLASLT_MODEL_BETA_IGNORED, GEMM_ADDS_FP32, 0 },
+        { "beta always 1", CUBLASLT_MODEL_BETA_ONE, GEMM_STORES_BF16, 0 },
+        { "K cut short", CUBLASLT_MODEL_K_CUT, ANY_RESULT, 0 },
+        { "result rounded", CUBLASLT_MODEL_RESULT_ROUNDED, GEMM_ADDS_FP32, 0 },
+        { "execution failed", CUBLASLT_MODEL_EXECUTION_FAILED, ANY_RESULT, 0 },
+    };
+    for (size_t i = 0; i < 2 * sizeof(cases) / sizeof(cases[0]); i++) {
+        char name[80];
+        if (i % 2 == 0 && cases[i / 2].only_blocks) { continue; }
+        set_recipe(i % 2 == 0 ? "fp8" : "fp8block");
+        snprintf(name, sizeof(name), "model, %s: %s", format_name(format), cases[i / 2].name);
+        cublaslt_model_fault(cases[i / 2].fault);
+        expect_product(name, GEMM_FP8, cases[i / 2].concerned,
+                       "WARNING: this GPU's FP8 tensor cores, or cuBLASLt, fail the self-test");
+    }
+    set_recipe("fp8");
+    cublaslt_model_fault(CUBLASLT_MODEL_ALPHA_IGNORED);     // alpha of fp8block is 1
+    expect_product("model, fp8: alpha ignored", GEMM_FP8, ANY_RESULT, "FP8 is NOT used for wgrad");
+    expect("model: -g fp8", GEMM_FP8, 1, SILENT, "are wrong", "run with -g auto");
+    cublaslt_model_fault(CUBLASLT_MODEL_NO_FAULT);
+    cublaslt_model_fp32_output(0);
+    expect("model, fp8: no FP32 results", GEMM_AUTO, 0, SILENT, "wgrad: not available",
+           "chosen: fp8 emulated");
+    cublaslt_model_reset();
+}
+
+// Which GPU has which path in which recipe.
+static void test_model_devices(void) {
+    static const struct { int major, minor; const char *recipe, *chosen; } cases[] = {
+        { 9, 0, "fp8", "chosen: fp8 fp8" },   { 9, 0, "fp8block", "chosen: fp8 fp8" },
+        { 8, 9, "fp8", "chosen: fp8 fp8" },   { 8, 9, "fp8block", "chosen: emulated emulated" },
+        { 10, 0, "fp8", "chosen: fp8 fp8" },  { 10, 0, "fp8block", "chosen: emulated emulated" },
+        { 8, 0, "fp8", "chosen: emulated emulated" }, { 10, 0, "nvfp4", "chosen: fp4 fp4" },
+        { 10, 0, "quartet2", "chosen: fp4 fp4" },
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        char name[64];
+        snprintf(name, sizeof(name), "model %d.%d: %s", cases[i].major, cases[i].minor,
+                 cases[i].recipe);
+        cublaslt_model_capability(cases[i].major, cases[i].minor);
+        set_recipe(cases[i].recipe);
+        expect(name, GEMM_AUTO, 0, SILENT, "equal the C functions", cases[i].chosen);
+    }
+    set_recipe("fp8block");
+    expect("model 10.0: fp8block, -g fp8", GEMM_FP8, 1, SILENT,
+           "FP8 products of fprop, dgrad are not available", "run with -g auto");
+    set_recipe("nvfp4,tail=0");
+    cublaslt_model_reset();
+}
+
 // A path that is not there is no reason to warn, unless it was asked for.
 static void test_model_without(void) {
     static const int without[] = { CUBLASLT_MODEL_NOT_SUPPORTED, CUBLASLT_MODEL_NO_ALGORITHM };
@@ -606,7 +710,115 @@ static void test_model_without(void) {
 #else
 static void test_model_faults(void) { report_skip("faults in FP4", "no model on a GPU"); }
 static void test_model_without(void) { report_skip("GPUs without FP4", "no model on a GPU"); }
+static void test_model_faults_fp8(void) { report_skip("faults in FP8", "no model on a GPU"); }
+static void test_model_devices(void) { report_skip("other GPUs", "no model on a GPU"); }
 #endif
+
+// Recipes whose quantizers are not those of the base recipe: all are right, and faults are seen.
+static void test_other_recipes(void) {
+    static const char* const recipes[] = { "fp8", "fp8block", "fp8block,tile=0", "mxfp8", "mxfp4",
+                                           "nvfp4+46", "quartet2", "tetrajet", "fp4all" };
+    for (const char* text : recipes) {
+        char name[64];
+        set_recipe(text);
+        snprintf(name, sizeof(name), "no fault, %s", text);
+        expect(name, GEMM_EMULATED, 0, SILENT, "equal the C functions",
+               "chosen: emulated emulated");
+    }
+    static const struct {
+        const char *name, *recipe;
+        void (*spoil)(Nvfp4Matrix* m, const SelfTestMatrix* made);
+        const char* says;
+    } cases[] = {
+        { "signs", "fp8", byte_signs_dropped, "x as fp8 of \"random\" (64, 128): element" },
+        { "last bits", "fp8block", byte_last_bits_dropped, "x as fp8block of \"random\"" },
+        { "neighbours", "mxfp8", byte_neighbours_swapped, "x as mxfp8 of \"random\"" },
+        { "a scale", "fp8block", block_scale_up, "scale byte of row 63, block 0" },
+        { "a scale", "mxfp8", block_scale_up, "scale byte of row 63, block 0" },
+        { "a scale", "mxfp4", block_scale_up, "scale byte of row 63, block 0" },
+        { "a scale", "quartet2", block_scale_up_others, "x as nvfp4 of \"random\"" },
+        { "nibbles", "mxfp4", nibbles_swapped, "x as mxfp4 of \"random\"" },
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        char name[64];
+        set_recipe(cases[i].recipe);
+        snprintf(name, sizeof(name), "%s, %s", cases[i].name, cases[i].recipe);
+        faults.matrix = hook_matrix;
+        planted.matrix = cases[i].spoil;
+        expect(name, GEMM_EMULATED, 1, SILENT, cases[i].says, NO_QUANTIZER);
+    }
+    set_recipe("fp8");
+    faults.alpha = hook_alpha;
+    expect("alpha, fp8", GEMM_EMULATED, 1, SILENT, "alpha of", "this GPU fails the self-test");
+    expect("fp8, -g fp4", GEMM_FP4, 1, SILENT, "products are of fp8", "run with -g auto");
+    set_recipe("mxfp8");
+    expect("mxfp8, -g fp8", GEMM_FP8, 1, SILENT, "products are of mxfp8", "run with -g auto");
+    expect("mxfp8, -g auto", GEMM_AUTO, 0, SILENT, "there is no other for mxfp8",
+           "chosen: emulated emulated");
+    set_recipe("nvfp4,tail=0");
+    expect("nvfp4, -g fp8", GEMM_FP8, 1, SILENT, "products are of nvfp4", "run with -g auto");
+}
+
+// Products in FP8 whose operands or results are spoilt.
+static void test_product_faults_fp8(const char* recipe, GemmPath path) {
+    static const struct {
+        const char* name;
+        void (*operand)(Nvfp4Matrix* m, const SelfTestMatrix* made);
+        void (*result)(float* D, const float* before, GemmProduct p);
+        float (*alpha)(float alpha);
+        int concerned;              // which results
+        const char* says;
+    } cases[] = {
+        { "signs dropped", byte_signs_dropped, NULL, NULL, ANY_RESULT, "of integers, D (144, 272)" },
+        { "last bits dropped", byte_last_bits_dropped, NULL, NULL, ANY_RESULT, "of integers" },
+        { "last of K lost", byte_last_lost, NULL, NULL, ANY_RESULT, "of integers, D (144, 272)" },
+        { "neighbours swapped", byte_neighbours_swapped, NULL, NULL, ANY_RESULT, "of integers" },
+        { "a scale doubled", block_scale_up, NULL, NULL, ANY_RESULT, "element (row 143, " },
+        { "alpha twice", NULL, NULL, alpha_twice, ANY_RESULT, "of integers, D (144, 272)" },
+        { "alpha in BF16", NULL, NULL, bf16_round, ANY_RESULT, "of scaled integers" },
+        { "zeros", NULL, result_zero, NULL, ANY_RESULT, "of integers, D (144, 272)" },
+        { "beta ignored", NULL, result_without_before, NULL, GEMM_ADDS_FP32, "(144, 272) FP32 +=" },
+        { "beta always 1", NULL, result_with_before, NULL, GEMM_STORES_BF16, "(144, 272) BF16" },
+        { "last row not written", NULL, result_last_row_not_written, NULL, ANY_RESULT,
+          "of integers, D (144, 272)" },
+        { "a NaN", NULL, result_nan, NULL, ANY_RESULT, "of integers, D (144, 272)" },
+        { "a last bit", NULL, result_last_bit, NULL, ANY_RESULT, "of integers, D (144, 272)" },
+        { "transposed", NULL, result_transposed, NULL, ANY_RESULT, "of integers, D (144, 272)" },
+    };
+    set_recipe(recipe);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        int of_blocks = cases[i].operand == block_scale_up, of_tensors = cases[i].alpha != NULL;
+        if (format == FORMAT_FP8 ? of_blocks : of_tensors) { continue; }
+        char name[64];
+        faults.operands = cases[i].result == NULL ? hook_operands : NULL;
+        faults.product = hook_product;
+        planted.path = path;
+        planted.matrix = cases[i].operand;
+        planted.alpha = cases[i].alpha;
+        planted_result = cases[i].result;
+        snprintf(name, sizeof(name), "%s: %s", recipe, cases[i].name);
+        expect_product(name, path, cases[i].concerned, cases[i].says);
+    }
+}
+
+// Does this GPU, or the model as one, multiply FP8?
+static void test_fp8(void) {
+    static char output[OUTPUT_BYTES];
+    set_recipe("fp8");
+    run_self_test(output, GEMM_AUTO, 3);
+    printf("%s", output);
+    int fp8 = strstr(output, "chosen: fp8 fp8") != NULL;
+    set_recipe("fp8block");
+    run_self_test(output, GEMM_AUTO, 3);
+    printf("%s", output);
+    int blocks = strstr(output, "chosen: fp8 fp8") != NULL;
+    test_product_faults_fp8("fp8", GEMM_EMULATED);
+    if (fp8) { test_product_faults_fp8("fp8", GEMM_FP8); }
+    else { report_skip("wrong products in FP8", "this GPU has none"); }
+    if (blocks) { test_product_faults_fp8("fp8block", GEMM_FP8); }
+    else { report_skip("wrong products in FP8BLOCK", "this GPU has none"); }
+    set_recipe("nvfp4,tail=0");
+}
 
 // Products that the model does not have are not tried: without wgrad nothing is said of it.
 static void test_one_result(int fp4) {
@@ -634,6 +846,7 @@ int main(void) {
         report_skip("self_test", "no CUDA device");
         return 0;
     }
+    set_recipe("nvfp4,tail=0");
     int fp4 = test_no_fault();
     test_one_result(fp4);
     test_quantizer_faults();
@@ -643,5 +856,12 @@ int main(void) {
     else { report_skip("wrong FP4 products", "this GPU has no FP4 tensor cores"); }
     test_model_faults();
     test_model_without();
+    test_other_recipes();
+    test_model_devices();
+#if RUNS_ON_CPU
+    cublaslt_model_capability(9, 0);
+#endif
+    test_fp8();
+    test_model_faults_fp8();
     return report_status();
 }

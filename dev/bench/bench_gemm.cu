@@ -4,6 +4,9 @@ and from NVFP4 operands (on the emulated path their expansion is included, quant
 TFLOP/s, and as a share of what BF16 reaches at 8192 x 8192 x 8192 in the same run.
 
     bench_gemm [RUNS]           20 runs of each, or RUNS; the median is printed
+
+20 runs take some milliseconds. With 300 or more the GPU reaches its power limit and lowers its
+clocks, as it does in training.
 */
 #include <stdio.h>
 #include "bench_time.cuh"
@@ -17,7 +20,11 @@ static const LinearShape shapes[] = {
     { "small fc",      65536,  768,  3072 },
     { "small fcproj",  65536, 3072,   768 },
     { "small head",    65536,  768, 50304 },
-    { "XL fc",         16384, 1600,  6400 },
+    { "XL qkv",         8192, 1600,  4800 },
+    { "XL attproj",     8192, 1600,  1600 },
+    { "XL fc",          8192, 1600,  6400 },
+    { "XL fcproj",      8192, 6400,  1600 },
+    { "XL head",        8192, 1600, 50304 },
 };
 #define NUM_SHAPES ((int)(sizeof(shapes) / sizeof(shapes[0])))
 
@@ -93,7 +100,7 @@ static void measure_fp4(const Arguments* a, double ceiling, int runs) {
 int main(int argc, char** argv) {
     int runs = bench_runs(argc, argv);
     static Gemm gemm;
-    size_t most_operands = 0, most_D = 8192 * 8192;
+    size_t most_operands = 0, most_D = 8192 * 8192;     // as many in A and B
     for (int s = 0; s < NUM_SHAPES; s++) {
         size_t N = (size_t)shapes[s].N, C = (size_t)shapes[s].C, OC = (size_t)shapes[s].OC;
         size_t operands = N * C + N * OC;               // of dweight; those of the others are smaller

@@ -198,17 +198,21 @@ static void linear_quantize(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT_q, con
     Rotation rotationT = linear_rotation(l, operandT, linear_is_weight(operandT) ? N : l->T);
     Nvfp4Rounding rounding = linear_rounding_here(l, operand, N, cols);
     Nvfp4Rounding roundingT = linear_rounding_here(l, operandT, N, cols);
+    // each direction by the base recipe's kernels, if they can, else by those for any recipe
     const Nvfp4Matrix* fast = x_q != NULL && quantize_is_fast(q, 0) ? x_q : NULL;
     const Nvfp4Matrix* fastT = xT_q != NULL && quantize_is_fast(qT, 1) ? xT_q : NULL;
-
+    const Nvfp4Matrix* any = x_q != fast ? x_q : NULL;
+    const Nvfp4Matrix* anyT = xT_q != fastT ? xT_q : NULL;
     int hadamard = fastT != NULL && qT->hadamard > 0;
 
     if (fast != NULL || fastT != NULL) {
         quantize_amax(fast != NULL ? fast->amax : NULL, fastT != NULL ? fastT->amax : NULL, x, N,
                       cols, hadamard, l->stream);
     }
-    if (x_q != fast) { quantize_any_amax(x_q->amax, x, N, cols, 0, &rotation, l->stream); }
-    if (xT_q != fastT) { quantize_any_amax(xT_q->amax, x, cols, N, 1, &rotationT, l->stream); }
+    if (any != NULL || anyT != NULL) {
+        quantize_any_amax(any != NULL ? any->amax : NULL, &rotation,
+                          anyT != NULL ? anyT->amax : NULL, &rotationT, x, N, cols, l->stream);
+    }
     if (!linear_is_weight(operand)) {
         linear_agree(x_q != NULL ? x_q->amax : xT_q->amax, (x_q != NULL) + (xT_q != NULL),
                      operand_name(x_q != NULL ? operand : operandT), l);
@@ -217,8 +221,12 @@ static void linear_quantize(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT_q, con
         quantize_launch(fast, fastT, x, N, cols, hadamard, qT->tile, rounding, roundingT,
                         l->conversion, l->stream);
     }
-    if (x_q != fast) { quantize_any(x_q, x, 0, *q, &rotation, rounding, l->stream); }
-    if (xT_q != fastT) { quantize_any(xT_q, x, 1, *qT, &rotationT, roundingT, l->stream); }
+    if (any != NULL || anyT != NULL) {
+        AnyOutput out, outT;
+        if (any != NULL) { out = any_output(any, *q, rotation, rounding); }
+        if (anyT != NULL) { outT = any_output(anyT, *qT, rotationT, roundingT); }
+        quantize_any(any != NULL ? &out : NULL, anyT != NULL ? &outT : NULL, x, N, cols, l->stream);
+    }
     linear_observe(l, operand, x, x_q);
     linear_observe(l, operandT, x, xT_q);
 }

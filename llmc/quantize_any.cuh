@@ -1,22 +1,24 @@
 /*
 Every quantizer that a recipe can ask for, on the device: the same bits as quantized_make in
-quantizer.h. Readable first. The base recipe has a fast kernel of its own in quantize.cuh, which
-gives the same bits as this one where both apply.
+quantizer.h. The base recipe has a kernel of its own in quantize.cuh, which gives the same bits as
+this one where both apply.
 
-One call quantizes one direction of a tensor x of BF16:
+    quantize_any_amax   amax (1) of a tensor x of BF16, of its transpose, or of both, after the
+                        transform if there is one
+    quantize_any        codes and scales of either or both, from the amaxes
 
-    quantize_any_amax   amax (1) of x or its transpose, after the transform if there is one
-    quantize_any        codes and scales, from the amax
+A block of threads takes a tile of 128 x 128 elements to shared memory. 128 is the largest block and
+the largest transform, and tiles begin at its multiples: no block, square of blocks or transform lies
+in two tiles. Then it goes through the tile in one direction, and through it again in the other:
 
-A block of threads takes a tile of 128 x 128 elements to shared memory, turned round if the
-transpose is wanted, so that from there on K runs along its rows. 128 is the largest block and the
-largest transform, and tiles begin at its multiples: no block, square of blocks or transform lies in
-two tiles. Between barriers:
+    a thread    owns 16 elements along K, in registers: an item
+    8 threads   neighbours, own 128 along K: a transform of more than 16 points, and the amax of a
+                block of more than 16 elements, go through shuffles between them
+    squares     first all threads find the amax of each square of the tile together
 
-    load, transform along K | amax of each block | four over six: the errors | scales and codes
-
-Every number comes from the functions of quantizer.h and hadamard.h, for 16 elements at a time.
-Nobody here writes the padding of the block scales: who allocates a matrix zeroes them once.
+Every number comes from the functions of quantizer.h and hadamard.h. They ask for the format again
+and again; the kernels are compiled for each format, so that the answers cost nothing. Nobody here
+writes the padding of the block scales: who allocates a matrix zeroes them once.
 */
 #ifndef LLMC_QUANTIZE_ANY_CUH
 #define LLMC_QUANTIZE_ANY_CUH
@@ -26,8 +28,9 @@ Nobody here writes the padding of the block scales: who allocates a matrix zeroe
 #include "quantizer.h"
 
 #define ANY_TILE 128
-#define ANY_GROUPS (ANY_TILE / 16)      // of 16 elements, in a row of a tile
+#define ANY_GROUPS (ANY_TILE / 16)              // items in a row of a tile
 #define ANY_THREADS 256
+#define ANY_SQUARES (ANY_TILE / 16 * ANY_GROUPS)    // most squares in a tile
 
 // Do the kernels of quantize.cuh make this operand, or transpose? They transform along the rows of
 // what is stored, and squares not at all.
@@ -35,51 +38,82 @@ static inline int quantize_is_fast(const Quantizer* q, int transposed) {
     return quantizer_is_plain_nvfp4(q) && (q->hadamard == 0 || (transposed && !q->tile));
 }
 
-// 65 words to a row: threads that go down a column meet few banks twice.
-typedef __nv_bfloat16 AnyTile[ANY_TILE][ANY_TILE + 2];
-
-// What is quantized: x (rows, cols), stored as that or as (cols, rows).
+// What is made of x, or of its transpose.
 typedef struct {
-    const __nv_bfloat16* x;
-    int rows, cols;
-    int transposed;
-    Rotation rotation;          // along cols
-} AnySource;
+    Nvfp4Matrix matrix;         // codes NULL: nothing
+    Quantizer q;
+    Rotation rotation;          // along the matrix's columns
+    Nvfp4Rounding rounding;
+} AnyOutput;
 
-// This block's tile, transformed. Elements outside of the matrix are left as they are.
-__device__ static inline void any_load(AnyTile tile, AnySource s, int first_row, int first_col) {
-    for (int i = (int)threadIdx.x; i < ANY_TILE * ANY_TILE; i += ANY_THREADS) {
-        int row = s.transposed ? i % ANY_TILE : i / ANY_TILE;
-        int col = s.transposed ? i / ANY_TILE : i % ANY_TILE;
-        if (first_row + row >= s.rows || first_col + col >= s.cols) { continue; }
-        size_t from = s.transposed ? (size_t)(first_col + col) * s.rows + first_row + row
-                                   : (size_t)(first_row + row) * s.cols + first_col + col;
-        tile[row][col] = s.x[from];
-    }
-    __syncthreads();
-    if (s.rotation.size == 0) { return; }
-    int across = ANY_TILE / s.rotation.size;
-    for (int i = (int)threadIdx.x; i < ANY_TILE * across; i += ANY_THREADS) {
-        int row = i / across, col = i % across * s.rotation.size;
-        if (first_row + row >= s.rows || first_col + col >= s.cols) { continue; }
-        float values[ANY_TILE];
-        for (int j = 0; j < s.rotation.size; j++) { values[j] = to_float(tile[row][col + j]); }
-        rotation_apply(values, &s.rotation);
-        for (int j = 0; j < s.rotation.size; j++) {
-            tile[row][col + j] = from_float<__nv_bfloat16>(values[j]);
+static inline AnyOutput any_output(const Nvfp4Matrix* matrix, Quantizer q, Rotation rotation,
+                                   Nvfp4Rounding rounding) {
+    AnyOutput o;
+    o.matrix = *matrix;
+    o.q = q;
+    o.rotation = rotation;
+    o.rounding = rounding;
+    return o;
+}
+
+// ---------------------------------------------------------------------------------------------
+// A tile of x in shared memory
+
+// A row is 16 vectors of 8 elements. In rows 16 g to 16 g + 15, vector v stands at v ^ g, so that
+// the 8 items of a row and the 8 of a column lie in different banks.
+typedef uint4 AnyTile[ANY_TILE][ANY_TILE / 8];
+
+// This block's tile of x (rows, cols). What lies outside of x is 0, which changes no amax.
+__device__ static inline void any_load(AnyTile tile, const __nv_bfloat16* x, int rows, int cols) {
+    int first_row = (int)blockIdx.x * ANY_TILE, first_col = (int)blockIdx.y * ANY_TILE;
+    for (int i = (int)threadIdx.x; i < ANY_TILE * ANY_TILE / 8; i += ANY_THREADS) {
+        int row = i / (ANY_TILE / 8), vector = i % (ANY_TILE / 8);
+        int from_row = first_row + row, from_col = first_col + 8 * vector;
+        uint4 loaded = make_uint4(0, 0, 0, 0);
+        if (from_row < rows && from_col < cols) {
+            loaded = *(const uint4*)(x + (size_t)from_row * cols + from_col);
         }
+        tile[row][vector ^ (row / 16)] = loaded;
     }
     __syncthreads();
 }
 
-__device__ static inline void any_group(float* x /* (16) */, const AnyTile tile, int row,
-                                        int group) {
+// An item: elements 16 group to 16 group + 15 of row `row` of the tile, or of its transpose.
+template <int TRANSPOSED>
+__device__ static inline void any_item(float* x /* (16) */, const AnyTile tile, int row,
+                                       int group) {
+    if (TRANSPOSED) {
+        const uint32_t* word = (const uint32_t*)tile[16 * group] + ((row / 2) ^ (4 * group));
+        UNROLL
+        for (int j = 0; j < 16; j++) { x[j] = pair_value(word[j * (ANY_TILE / 2)], row % 2); }
+    } else {
+        uint4 loaded[2] = { tile[row][(2 * group) ^ (row / 16)],
+                            tile[row][(2 * group + 1) ^ (row / 16)] };
+        uint32_t pairs[8];
+        memcpy(pairs, loaded, sizeof(pairs));
+        block_values(x, pairs);
+    }
+}
+
+// rotation_apply without its rounding, of the item `group` of a row, by the threads that have the
+// row's items. The butterflies are those of hadamard_butterflies, in the same order.
+__device__ static inline void any_rotate(float* x /* (16) */, const Rotation* r, int group) {
+    int position = 16 * group % r->size;
+    uint32_t signs = r->signs[position / 32] >> (position % 32);
     UNROLL
-    for (int j = 0; j < 16; j++) { x[j] = to_float(tile[row][16 * group + j]); }
+    for (int j = 0; j < 16; j++) { x[j] = signs >> j & 1u ? -x[j] : x[j]; }
+    hadamard_butterflies(x, 16);
+    for (int stride = 1; 16 * stride < r->size; stride *= 2) {
+        UNROLL
+        for (int j = 0; j < 16; j++) {
+            float other = __shfl_xor_sync(0xffffffffu, x[j], stride);
+            x[j] = group & stride ? other - x[j] : x[j] + other;
+        }
+    }
 }
 
 // The largest |x| as bits, which keeps NaN.
-__device__ static inline uint32_t any_group_amax(const float* x /* (16) */) {
+__device__ static inline uint32_t any_item_amax(const float* x /* (16) */) {
     uint32_t amax = 0;
     UNROLL
     for (int j = 0; j < 16; j++) { amax = max(amax, float_abs_bits(x[j])); }
@@ -87,170 +121,264 @@ __device__ static inline uint32_t any_group_amax(const float* x /* (16) */) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// amax of a matrix
+// amax
 
-// amax (1), as bits, 0 before
-static __global__ void __launch_bounds__(ANY_THREADS)
-any_amax_kernel(uint32_t* amax, AnySource s) {
-    __shared__ AnyTile tile;
-    int first_row = (int)blockIdx.x * ANY_TILE, first_col = (int)blockIdx.y * ANY_TILE;
-    any_load(tile, s, first_row, first_col);
+// The largest magnitude in the tile, or its transpose, that this thread owns, as bits. The rounding
+// after the transform never decreases: the largest sum, rounded, is the largest rounded sum.
+template <int TRANSPOSED>
+__device__ static inline uint32_t any_tile_amax(const AnyTile tile, const Rotation* r) {
     uint32_t largest = 0;
     for (int i = (int)threadIdx.x; i < ANY_TILE * ANY_GROUPS; i += ANY_THREADS) {
-        int row = i / ANY_GROUPS, group = i % ANY_GROUPS;
-        if (first_row + row >= s.rows || first_col + 16 * group >= s.cols) { continue; }
         float x[16];
-        any_group(x, tile, row, group);
-        largest = max(largest, any_group_amax(x));
+        any_item<TRANSPOSED>(x, tile, i / ANY_GROUPS, i % ANY_GROUPS);
+        if (r->size > 0) { any_rotate(x, r, i % ANY_GROUPS); }
+        largest = max(largest, any_item_amax(x));
     }
-    largest = __reduce_max_sync(0xffffffffu, largest);
-    if (threadIdx.x % 32 == 0) { atomicMax(amax, largest); }
+    return r->size > 0 ? float_bits(rotation_round(bits_float(largest), r->size)) : largest;
+}
+
+// amax (1), amaxT (1), as bits, 0 before; either may be NULL
+static __global__ void __launch_bounds__(ANY_THREADS)
+any_amax_kernel(uint32_t* amax, uint32_t* amaxT, const __nv_bfloat16* x /* (rows, cols) */,
+                int rows, int cols, Rotation r, Rotation rT) {
+    __shared__ AnyTile tile;
+    any_load(tile, x, rows, cols);
+    if (amax != NULL) {
+        uint32_t largest = __reduce_max_sync(0xffffffffu, any_tile_amax<0>(tile, &r));
+        if (threadIdx.x % 32 == 0) { atomicMax(amax, largest); }
+    }
+    if (amaxT != NULL) {
+        uint32_t largest = __reduce_max_sync(0xffffffffu, any_tile_amax<1>(tile, &rT));
+        if (threadIdx.x % 32 == 0) { atomicMax(amaxT, largest); }
+    }
 }
 
 static inline dim3 any_grid(int rows, int cols) {
+    quantize_check_shape(rows, cols);
     check(CEIL_DIV(cols, ANY_TILE) <= 65535, "%d columns are more than one launch covers: reduce -b",
           cols);
     return dim3(CEIL_DIV(rows, ANY_TILE), CEIL_DIV(cols, ANY_TILE));
 }
 
-static inline AnySource any_source(const __nv_bfloat16* x, int rows, int cols, int transposed,
-                                   const Rotation* rotation) {
-    quantize_check_shape(rows, cols);
-    check(rotation->size <= ANY_TILE && (rotation->size == 0 || cols % rotation->size == 0),
-          "%d columns in transforms of %d", cols, rotation->size);
-    AnySource s;
-    s.x = x;
-    s.rows = rows;
-    s.cols = cols;
-    s.transposed = transposed;
-    s.rotation = *rotation;
-    return s;
+static inline void any_check_rotation(const Rotation* r, int cols) {
+    check(r->size <= ANY_TILE && (r->size == 0 || cols % r->size == 0),
+          "%d columns in transforms of %d", cols, r->size);
 }
 
-// amax (1) = max |x| over a matrix (rows, cols), stored in x as that, or as (cols, rows) if
-// `transposed` is set, after the transform along cols. A NaN or Inf gives a result that is not
-// finite.
-static inline void quantize_any_amax(float* amax, const __nv_bfloat16* x, int rows, int cols,
-                                     int transposed, const Rotation* rotation,
+// amax (1) = max |x| over x (rows, cols) after the transform r along its columns; amaxT (1) = the
+// same over its transpose, after rT along x's rows. Either may be NULL. A NaN or Inf gives a result
+// that is not finite.
+static inline void quantize_any_amax(float* amax, const Rotation* r, float* amaxT,
+                                     const Rotation* rT, const __nv_bfloat16* x, int rows, int cols,
                                      cudaStream_t stream) {
-    AnySource s = any_source(x, rows, cols, transposed, rotation);
-    if (rotation->size == 0) {          // the same elements in either direction
-        quantize_amax(amax, NULL, x, transposed ? cols : rows, transposed ? rows : cols, 0, stream);
+    Rotation none;
+    memset(&none, 0, sizeof(none));
+    Rotation along = amax != NULL ? *r : none, down = amaxT != NULL ? *rT : none;
+    any_check_rotation(&along, cols);
+    any_check_rotation(&down, rows);
+    if (along.size == 0 && down.size == 0) {
+        quantize_amax(amax, amaxT, x, rows, cols, 0, stream);
         return;
     }
-    cudaCheck(cudaMemsetAsync(amax, 0, sizeof(float), stream));
-    any_amax_kernel<<<any_grid(rows, cols), ANY_THREADS, 0, stream>>>((uint32_t*)amax, s);
+    if (amax != NULL) { cudaCheck(cudaMemsetAsync(amax, 0, sizeof(float), stream)); }
+    if (amaxT != NULL) { cudaCheck(cudaMemsetAsync(amaxT, 0, sizeof(float), stream)); }
+    any_amax_kernel<<<any_grid(rows, cols), ANY_THREADS, 0, stream>>>(
+        (uint32_t*)amax, (uint32_t*)amaxT, x, rows, cols, along, down);
     cudaCheck(cudaGetLastError());
 }
 
 // ---------------------------------------------------------------------------------------------
 // Quantization
 
-// Squares of blocks: the row in whose name the tile keeps what its rows share.
-__device__ static inline int any_scale_row(Quantizer q, int row) {
-    int block = q.tile ? format_block(q.format) : 0;
-    return block > 0 ? row / block * block : row;
-}
-
-// Stores the codes of 16 elements, number `group` of the matrix: 8 bytes or 16.
-__device__ static inline void any_store(Nvfp4Matrix out, size_t group, const uint8_t* codes,
+// Stores the codes of an item, number `item` of the matrix: 8 bytes or 16.
+__device__ static inline void any_store(Nvfp4Matrix out, size_t item, const uint8_t* codes,
                                         int bits) {
     if (bits == 4) {
         uint2 words;
         memcpy(&words, codes, sizeof(words));
-        ((uint2*)out.codes)[group] = words;
+        ((uint2*)out.codes)[item] = words;
     } else {
         uint4 words;
         memcpy(&words, codes, sizeof(words));
-        ((uint4*)out.codes)[group] = words;
+        ((uint4*)out.codes)[item] = words;
     }
 }
 
-// The tensor's amax is known. In shared memory: the amax of each block, under the row and the first
-// group of 16 that it begins with, and what each group loses if its block's largest becomes 6, 4.
-static __global__ void __launch_bounds__(ANY_THREADS)
-any_quantize_kernel(Nvfp4Matrix out, AnySource s, Quantizer q, Nvfp4Rounding rounding) {
-    __shared__ AnyTile tile;
-    __shared__ uint32_t block_amax[ANY_TILE][ANY_GROUPS];
-    __shared__ float errors[ANY_TILE][ANY_GROUPS][2];
-    __shared__ TensorScale tensor;
-    int first_row = (int)blockIdx.x * ANY_TILE, first_col = (int)blockIdx.y * ANY_TILE;
-    int has_blocks = format_block(q.format) > 0;
-    int wide = has_blocks ? format_block(q.format) / 16 : 1;        // groups of a block
-    if (threadIdx.x == 0) { tensor = quantizer_tensor_scale(q, *out.amax); }
-    for (int i = (int)threadIdx.x; i < ANY_TILE * ANY_GROUPS; i += ANY_THREADS) {
-        block_amax[i / ANY_GROUPS][i % ANY_GROUPS] = 0;
-    }
-    any_load(tile, s, first_row, first_col);
+// An item with the transform that the matrix asks for, as the quantizer sees it.
+template <int TRANSPOSED>
+__device__ static inline void any_source(float* x /* (16) */, const AnyTile tile, const Rotation* r,
+                                         int row, int group) {
+    any_item<TRANSPOSED>(x, tile, row, group);
+    if (r->size == 0) { return; }
+    any_rotate(x, r, group);
+    UNROLL
+    for (int j = 0; j < 16; j++) { x[j] = rotation_round(x[j], r->size); }
+}
 
+// What the items of a square share.
+typedef struct {
+    uint32_t amax;              // as bits
+    int four;                   // four over six: its largest element becomes 4, not 6
+} AnySquare;
+
+__device__ static inline int any_square_index(int row, int group, int block) {
+    return row / block * ANY_GROUPS + 16 * group / block;
+}
+
+// Finds the squares of the tile, together.
+template <int TRANSPOSED>
+__device__ static inline void any_squares(AnySquare* squares /* (ANY_SQUARES) */,
+                                          const AnyTile tile, const AnyOutput* o, Quantizer q,
+                                          TensorScale tensor) {
+    int block = format_block(q.format);
+    if (threadIdx.x < ANY_SQUARES) { squares[threadIdx.x].amax = 0; }
+    __syncthreads();
     float x[16];
     for (int i = (int)threadIdx.x; i < ANY_TILE * ANY_GROUPS; i += ANY_THREADS) {
         int row = i / ANY_GROUPS, group = i % ANY_GROUPS;
-        if (first_row + row >= s.rows || first_col + 16 * group >= s.cols) { continue; }
-        any_group(x, tile, row, group);
-        if (has_blocks) {
-            atomicMax(&block_amax[any_scale_row(q, row)][group / wide * wide], any_group_amax(x));
+        any_source<TRANSPOSED>(x, tile, &o->rotation, row, group);
+        atomicMax(&squares[any_square_index(row, group, block)].amax, any_item_amax(x));
+    }
+    __syncthreads();
+    if (!q.four_six) { return; }
+    // errors are added in the order of rows: a thread goes down a square
+    for (int i = (int)threadIdx.x; i < ANY_SQUARES; i += ANY_THREADS) {
+        int top = i / ANY_GROUPS * 16, group = i % ANY_GROUPS;
+        float errors[2] = { 0.0f, 0.0f };
+        for (int row = top; row < top + 16; row++) {
+            any_source<TRANSPOSED>(x, tile, &o->rotation, row, group);
+            quantizer_errors(errors, x, bits_float(squares[i].amax), tensor, q);
         }
+        squares[i].four = errors[1] < errors[0];
     }
     __syncthreads();
-    for (int i = (int)threadIdx.x; q.four_six && i < ANY_TILE * ANY_GROUPS; i += ANY_THREADS) {
-        int row = i / ANY_GROUPS, group = i % ANY_GROUPS;
-        if (first_row + row >= s.rows || first_col + 16 * group >= s.cols) { continue; }
-        float amax = bits_float(block_amax[any_scale_row(q, row)][group / wide * wide]);
-        errors[row][group][0] = errors[row][group][1] = 0.0f;
-        any_group(x, tile, row, group);
-        quantizer_errors(errors[row][group], x, amax, tensor, q);
+}
+
+// The amax of a block of `block` elements, of which this item has 16 and neighbours the rest.
+__device__ static inline uint32_t any_block_amax(const float* x /* (16) */, int block) {
+    uint32_t amax = any_item_amax(x);
+    for (int stride = 1; 16 * stride < block; stride *= 2) {
+        amax = max(amax, __shfl_xor_sync(0xffffffffu, amax, stride));
     }
-    __syncthreads();
+    return amax;
+}
+
+// Quantizes the tile, or its transpose, which begins at first_row, first_col of the matrix. The
+// tensor's amax is known.
+template <int FORMAT, int TRANSPOSED>
+__device__ static inline void any_quantize_tile(const AnyOutput* o, const AnyTile tile,
+                                                AnySquare* squares /* (ANY_SQUARES) */,
+                                                int first_row, int first_col) {
+    Quantizer q = o->q;
+    q.format = (Format)FORMAT;
+    int block = format_block(q.format), in_squares = q.tile && block > 0;
+    Nvfp4Matrix out = o->matrix;
+    TensorScale tensor = quantizer_tensor_scale(q, *out.amax);
+    if (in_squares) { any_squares<TRANSPOSED>(squares, tile, o, q, tensor); }
     for (int i = (int)threadIdx.x; i < ANY_TILE * ANY_GROUPS; i += ANY_THREADS) {
-        int row = i / ANY_GROUPS, group = i % ANY_GROUPS, top = any_scale_row(q, row);
-        if (first_row + row >= s.rows || first_col + 16 * group >= s.cols) { continue; }
-        int four = 0;
-        if (q.four_six) {               // a tile adds the errors of its rows, in their order
-            float six_error = 0.0f, four_error = 0.0f;
-            for (int r = top; r < top + (q.tile ? 16 : 1); r++) {
-                six_error += errors[r][group][0];
-                four_error += errors[r][group][1];
+        int row = i / ANY_GROUPS, group = i % ANY_GROUPS, four = 0;
+        float x[16], amax;
+        any_source<TRANSPOSED>(x, tile, &o->rotation, row, group);
+        if (in_squares) {
+            AnySquare square = squares[any_square_index(row, group, block)];
+            amax = bits_float(square.amax);
+            four = q.four_six && square.four;
+        } else {
+            amax = bits_float(any_block_amax(x, block));
+            if (q.four_six) {
+                float errors[2] = { 0.0f, 0.0f };
+                quantizer_errors(errors, x, amax, tensor, q);
+                four = errors[1] < errors[0];
             }
-            four = four_error < six_error;
         }
+        if (first_row + row >= out.rows || first_col + 16 * group >= out.cols) { continue; }
         size_t to_row = (size_t)(first_row + row), to_group = (size_t)(first_col / 16 + group);
-        size_t number = to_row * (size_t)(s.cols / 16) + to_group;
         uint8_t codes[16];
-        any_group(x, tile, row, group);
-        uint8_t scale = quantizer_group(codes, x, bits_float(block_amax[top][group / wide * wide]),
-                                        four, tensor, q, rounding,
-                                        nvfp4_random_block(rounding, to_row, to_group,
-                                                           (uint64_t)s.cols));
-        any_store(out, number, codes, format_bits(q.format));
-        if (has_blocks && group % wide == 0) {
-            out.block_scales[quantized_scale_offset(q.format, to_row, to_group / (size_t)wide,
-                                                    (size_t)s.cols)] = scale;
+        uint8_t scale = quantizer_group(codes, x, amax, four, tensor, q, o->rounding,
+                                        nvfp4_random_block(o->rounding, to_row, to_group,
+                                                           (uint64_t)out.cols));
+        any_store(out, to_row * (size_t)(out.cols / 16) + to_group, codes, format_bits(q.format));
+        if (block > 0 && 16 * group % block == 0) {
+            out.block_scales[quantized_scale_offset(q.format, to_row,
+                                                    16 * to_group / (size_t)block,
+                                                    (size_t)out.cols)] = scale;
         }
     }
 }
 
-// out (rows, cols) = x (rows, cols) as q says; or the transpose of x (cols, rows) if `transposed`
-// is set. out's amax has been set by quantize_any_amax with the same rotation.
-static inline void quantize_any(const Nvfp4Matrix* out, const __nv_bfloat16* x, int transposed,
-                                Quantizer q, const Rotation* rotation, Nvfp4Rounding rounding,
-                                cudaStream_t stream) {
-    AnySource s = any_source(x, out->rows, out->cols, transposed, rotation);
-    any_quantize_kernel<<<any_grid(out->rows, out->cols), ANY_THREADS, 0, stream>>>(*out, s, q,
-                                                                                    rounding);
+template <int FORMAT>
+static __global__ void __launch_bounds__(ANY_THREADS)
+any_quantize_kernel(__grid_constant__ const AnyOutput o, __grid_constant__ const AnyOutput oT,
+                    const __nv_bfloat16* x /* (rows, cols) */, int rows, int cols) {
+    __shared__ AnyTile tile;
+    __shared__ AnySquare squares[ANY_SQUARES];
+    int first_row = (int)blockIdx.x * ANY_TILE, first_col = (int)blockIdx.y * ANY_TILE;
+    any_load(tile, x, rows, cols);
+    if (o.matrix.codes != NULL) {
+        any_quantize_tile<FORMAT, 0>(&o, tile, squares, first_row, first_col);
+    }
+    __syncthreads();                    // squares are used again
+    if (oT.matrix.codes != NULL) {
+        any_quantize_tile<FORMAT, 1>(&oT, tile, squares, first_col, first_row);
+    }
+}
+
+typedef void AnyQuantizeKernel(AnyOutput, AnyOutput, const __nv_bfloat16*, int, int);
+
+static inline AnyQuantizeKernel* any_quantize_kernel_of(Format format) {
+    switch (format) {
+        case FORMAT_NVFP4:    return any_quantize_kernel<FORMAT_NVFP4>;
+        case FORMAT_MXFP4:    return any_quantize_kernel<FORMAT_MXFP4>;
+        case FORMAT_MXFP8:    return any_quantize_kernel<FORMAT_MXFP8>;
+        case FORMAT_FP8:      return any_quantize_kernel<FORMAT_FP8>;
+        case FORMAT_FP8BLOCK: return any_quantize_kernel<FORMAT_FP8BLOCK>;
+        default: check(0, "%s is no format to quantize to", format_name(format));
+    }
+    return NULL;
+}
+
+static inline void any_check_output(const AnyOutput* o, int rows, int cols) {
+    check(o->matrix.rows == rows && o->matrix.cols == cols,
+          "a (%d, %d) matrix is quantized into one of (%d, %d)", rows, cols, o->matrix.rows,
+          o->matrix.cols);
+    any_check_rotation(&o->rotation, cols);
+}
+
+// x_q (rows, cols) = x (rows, cols), and xT_q (cols, rows) = its transpose, as their quantizers say,
+// which are of one format. Either may be NULL. Their amaxes have been set by quantize_any_amax with
+// the same rotations.
+static inline void quantize_any(const AnyOutput* x_q, const AnyOutput* xT_q,
+                                const __nv_bfloat16* x, int rows, int cols, cudaStream_t stream) {
+    AnyOutput o, oT;
+    memset(&o, 0, sizeof(o));
+    memset(&oT, 0, sizeof(oT));
+    if (x_q != NULL) { o = *x_q; any_check_output(x_q, rows, cols); }
+    if (xT_q != NULL) { oT = *xT_q; any_check_output(xT_q, cols, rows); }
+    check(x_q == NULL || xT_q == NULL || o.q.format == oT.q.format, "a matrix in %s and its "
+          "transpose in %s", format_name(o.q.format), format_name(oT.q.format));
+    AnyQuantizeKernel* kernel = any_quantize_kernel_of(x_q != NULL ? o.q.format : oT.q.format);
+    kernel<<<any_grid(rows, cols), ANY_THREADS, 0, stream>>>(o, oT, x, rows, cols);
     cudaCheck(cudaGetLastError());
 }
 
 // ---------------------------------------------------------------------------------------------
 // Transposition of codes, and expansion: a thread for each 16 elements of the result
 
+// The items of a matrix, which kernels number by 32 bits.
+static inline unsigned any_item_blocks(const Nvfp4Matrix* matrix) {
+    quantize_check_shape(matrix->rows, matrix->cols);
+    size_t items = (size_t)matrix->rows * (size_t)matrix->cols / 16;
+    check(items <= UINT32_MAX, "a (%d, %d) matrix is too large", matrix->rows, matrix->cols);
+    return (unsigned)CEIL_DIV(items, ANY_THREADS);
+}
+
 static __global__ void any_transpose_kernel(Nvfp4Matrix out, Nvfp4Matrix in, Format format) {
-    size_t i = (size_t)blockIdx.x * ANY_THREADS + threadIdx.x;
+    uint32_t item = blockIdx.x * ANY_THREADS + threadIdx.x;
     size_t rows = (size_t)in.rows, cols = (size_t)in.cols;
-    if (i == 0) { *out.amax = *in.amax; }
-    if (i >= rows / 16 * cols) { return; }
+    if (item == 0) { *out.amax = *in.amax; }
+    if (item >= rows / 16 * cols) { return; }
     // neighbouring threads read neighbouring columns
-    size_t col = i % cols, group = i / cols;
+    size_t col = item % (uint32_t)in.cols, group = item / (uint32_t)in.cols;
     uint8_t codes[16] = { 0 };
     for (size_t j = 0; j < 16; j++) {
         size_t from = (16 * group + j) * cols + col;
@@ -273,29 +401,30 @@ static __global__ void any_transpose_kernel(Nvfp4Matrix out, Nvfp4Matrix in, For
 // of a tile row by row, and quantizing the transpose would add them in another order.
 static inline void quantize_any_transpose(const Nvfp4Matrix* out, const Nvfp4Matrix* in,
                                           Quantizer q, cudaStream_t stream) {
-    quantize_check_shape(in->rows, in->cols);
     check(out->rows == in->cols && out->cols == in->rows && (q.tile || q.format == FORMAT_FP8),
           "a (%d, %d) matrix in %s, tile %d, is transposed into one of (%d, %d)", in->rows,
           in->cols, format_name(q.format), q.tile, out->rows, out->cols);
-    size_t groups = (size_t)in->rows / 16 * (size_t)in->cols;
-    any_transpose_kernel<<<(unsigned)CEIL_DIV(groups, ANY_THREADS), ANY_THREADS, 0, stream>>>(
-        *out, *in, q.format);
+    any_transpose_kernel<<<any_item_blocks(in), ANY_THREADS, 0, stream>>>(*out, *in, q.format);
     cudaCheck(cudaGetLastError());
 }
 
+template <int FORMAT>
 static __global__ void any_expand_kernel(__nv_bfloat16* out /* (rows, cols) */, Nvfp4Matrix in,
-                                         Quantizer q) {
-    size_t group = (size_t)blockIdx.x * ANY_THREADS + threadIdx.x, cols = (size_t)in.cols;
-    if (group >= (size_t)in.rows * (cols / 16)) { return; }
-    size_t row = group / (cols / 16), col = group % (cols / 16) * 16;
-    size_t block = (size_t)format_block(q.format), bytes = 2 * (size_t)format_bits(q.format);
+                                         Quantizer quantizer) {
+    Quantizer q = quantizer;
+    q.format = (Format)FORMAT;
+    uint32_t item = blockIdx.x * ANY_THREADS + threadIdx.x, across = (uint32_t)in.cols / 16;
+    if (item >= (uint32_t)in.rows * across) { return; }
+    uint32_t row = item / across, col = item % across * 16, block = (uint32_t)format_block(q.format);
     float scale = 1.0f;
     if (block > 0) {
         scale = quantized_block_value(q.format, in.block_scales[quantized_scale_offset(
-            q.format, row, col / block, cols)]);
+            q.format, row, col / block, (size_t)in.cols)]);
     }
     uint8_t codes[16];
-    memcpy(codes, in.codes + group * bytes, bytes);
+    int bytes = 2 * format_bits(q.format);
+    memcpy(codes, in.codes + (size_t)item * (size_t)bytes, (size_t)bytes);
+    UNROLL
     for (int half = 0; half < 2; half++) {
         Vec<__nv_bfloat16> values;
         UNROLL
@@ -303,17 +432,29 @@ static __global__ void any_expand_kernel(__nv_bfloat16* out /* (rows, cols) */, 
             values.at[j] = from_float<__nv_bfloat16>(
                 quantized_value(q, codes, (size_t)(8 * half + j)) * scale);
         }
-        vec_store(out + 16 * group + 8 * half, values);
+        vec_store(out + 16 * (size_t)item + 8 * half, values);
     }
+}
+
+typedef void AnyExpandKernel(__nv_bfloat16*, Nvfp4Matrix, Quantizer);
+
+static inline AnyExpandKernel* any_expand_kernel_of(Format format) {
+    switch (format) {
+        case FORMAT_NVFP4:    return any_expand_kernel<FORMAT_NVFP4>;
+        case FORMAT_MXFP4:    return any_expand_kernel<FORMAT_MXFP4>;
+        case FORMAT_MXFP8:    return any_expand_kernel<FORMAT_MXFP8>;
+        case FORMAT_FP8:      return any_expand_kernel<FORMAT_FP8>;
+        case FORMAT_FP8BLOCK: return any_expand_kernel<FORMAT_FP8BLOCK>;
+        default: check(0, "%s is no format to expand from", format_name(format));
+    }
+    return NULL;
 }
 
 // out (rows, cols) = code value * block scale, exact in BF16: see quantized_expand in quantizer.h.
 static inline void quantize_any_expand(__nv_bfloat16* out, const Nvfp4Matrix* in, Quantizer q,
                                        cudaStream_t stream) {
-    quantize_check_shape(in->rows, in->cols);
-    size_t groups = (size_t)in->rows * (size_t)in->cols / 16;
-    any_expand_kernel<<<(unsigned)CEIL_DIV(groups, ANY_THREADS), ANY_THREADS, 0, stream>>>(out, *in,
-                                                                                          q);
+    AnyExpandKernel* kernel = any_expand_kernel_of(q.format);
+    kernel<<<any_item_blocks(in), ANY_THREADS, 0, stream>>>(out, *in, q);
     cudaCheck(cudaGetLastError());
 }
 

@@ -185,7 +185,8 @@ static inline int self_test_operand_make(SelfTest* t, SelfTestPair* p, const flo
         quantize_activation(&p->device, NULL, x_device, rows, K, 0, nearest, nearest, t->conversion,
                             t->stream);
     } else {
-        quantize_any(&p->device, x_device, 0, *q, &none, nearest, t->stream);
+        AnyOutput out = any_output(&p->device, *q, none, nearest);
+        quantize_any(&out, NULL, x_device, rows, K, t->stream);
     }
     int right = self_test_matrix(t, p, x, *q, nearest, name);
     cudaCheck(cudaFree(x_device));

@@ -627,8 +627,12 @@ static inline int self_test_other(SelfTest* t, const float* x, const __nv_bfloat
         rotation_apply(source + i, &rotation);
     }
     SelfTestPair p = self_test_pair(q.format, M, K), pT = self_test_pair(q.format, K, M);
-    quantize_any_amax(p.device.amax, x_device, M, K, transposed, &rotation, t->stream);
-    quantize_any(&p.device, x_device, transposed, q, &rotation, rounding, t->stream);
+    float* amax = transposed ? NULL : p.device.amax;
+    float* amaxT = transposed ? p.device.amax : NULL;
+    AnyOutput out = any_output(&p.device, q, rotation, rounding);
+    quantize_any_amax(amax, &rotation, amaxT, &rotation, x_device, rows, cols, t->stream);
+    quantize_any(transposed ? NULL : &out, transposed ? &out : NULL, x_device, rows, cols,
+                 t->stream);
     int right = self_test_matrix(t, &p, source, q, rounding, name);
     if (right && (q.tile || q.format == FORMAT_FP8)) {
         quantize_any_transpose(&pT.device, &p.device, q, t->stream);

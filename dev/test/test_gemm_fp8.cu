@@ -74,8 +74,14 @@ static Operand operand_make(const float* x, const __nv_bfloat16* x_device, int t
     memset(&none, 0, sizeof(none));
     memset(&nearest, 0, sizeof(nearest));
     o.device = matrix_alloc(q->format, rows, cols);
-    quantize_any_amax(o.device.amax, x_device, rows, cols, transposed, &none, 0);
-    quantize_any(&o.device, x_device, transposed, *q, &none, nearest, 0);
+    AnyOutput out = any_output(&o.device, *q, none, nearest);
+    if (transposed) {
+        quantize_any_amax(NULL, NULL, o.device.amax, &none, x_device, cols, rows, 0);
+        quantize_any(NULL, &out, x_device, cols, rows, 0);
+    } else {
+        quantize_any_amax(o.device.amax, &none, NULL, NULL, x_device, rows, cols, 0);
+        quantize_any(&out, NULL, x_device, rows, cols, 0);
+    }
 
     size_t n = (size_t)rows * (size_t)cols;
     Nvfp4Matrix m = o.device;

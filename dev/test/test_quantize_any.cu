@@ -3,7 +3,11 @@ quantize_any.cuh against the reference quantizer of quantizer.h, for every Quant
 can have, and against the fast kernel of quantize.cuh where both apply. Class: exact, every byte of a
 quantized matrix, padding and the gaps between its parts included.
 
-Faults that made it fail, one at a time: FAULTS
+Faults that made it fail, one at a time: vectors of a tile written without their swizzle; the upper
+half of a butterfly across threads with the other sign; every thread with the signs of the first 16
+points; the amax of a block of 32 or 128 from half of it; the errors of a square without its last row;
+no barrier between the two directions; amax without the rounding after the transform; codes of two
+neighbours exchanged; rows and columns of a tile's place exchanged for the transpose.
 */
 #include "../../llmc/quantize_any.cuh"
 #include "matrix_check.cuh"
@@ -103,64 +107,105 @@ static void compare_fast(const MatrixPair* p, const __nv_bfloat16* x, int transp
     pair_free(fast);
 }
 
-// One direction of x (rows, cols), of which x_device is a copy.
-static void test_one(const float* x, const __nv_bfloat16* x_device, int rows, int cols,
-                     int transposed, Quantizer q, int content, uint32_t stream) {
-    int M = transposed ? cols : rows, K = transposed ? rows : cols;
-    char what[120];
+// What is to become of x or of its transpose, and what the C functions make of it.
+typedef struct {
+    int transposed;
+    Quantizer q;
     Rotation rotation;
-    memset(&rotation, 0, sizeof(rotation));
-    uint64_t seed = 0x9abcdef000000000u * stream + stream;
-    if (q.hadamard > 0) {
-        rotation = rotation_make(rotation_size(q.hadamard, K), q.fresh_signs, seed, stream % 50,
-                                 stream);
-    }
-    describe(what, q, &rotation, content_names[content]);
     Nvfp4Rounding rounding;
-    memset(&rounding, 0, sizeof(rounding));
-    rounding.stochastic = q.rounding != ROUND_NEAREST;
-    rounding.seed = seed;
-    rounding.tag = 7 + stream;
-    rounding.step = 0xfffffffeu + stream;
-    if (stream % 3 == 0) {              // a part of a matrix three times as wide
-        rounding.row_blocks = 3 * (uint32_t)K / 16;
-        rounding.first_block = (uint64_t)K / 16 + 5 * (uint64_t)rounding.row_blocks;
+    MatrixPair p;
+    uint32_t amax;              // as bits
+    char what[120];
+} Direction;
+
+static Direction direction_make(const float* x, int rows, int cols, int transposed, Quantizer q,
+                                int content, uint32_t stream) {
+    Direction d;
+    memset(&d, 0, sizeof(d));
+    int M = transposed ? cols : rows, K = transposed ? rows : cols;
+    uint64_t seed = 0x9abcdef000000000u * stream + stream;
+    d.transposed = transposed;
+    d.q = q;
+    if (q.hadamard > 0) {
+        d.rotation = rotation_make(rotation_size(q.hadamard, K), q.fresh_signs, seed, stream % 50,
+                                   stream);
     }
-    MatrixPair p = pair_alloc(q.format, M, K);
-    float* y = source_make(x, rows, cols, transposed, &rotation);
-    uint32_t amax = nvfp4_matrix_amax_bits(y, (size_t)M, (size_t)K);
-    *p.host.amax = bits_float(amax);
-    quantize_any_amax(p.device.amax, x_device, M, K, transposed, &rotation, 0);
-    Tally* t = &tally_amax[transposed];
+    describe(d.what, q, &d.rotation, content_names[content]);
+    d.rounding.stochastic = q.rounding != ROUND_NEAREST;
+    d.rounding.seed = seed;
+    d.rounding.tag = 7 + stream;
+    d.rounding.step = 0xfffffffeu + stream;
+    if (stream % 3 == 0) {              // a part of a matrix three times as wide
+        d.rounding.row_blocks = 3 * (uint32_t)K / 16;
+        d.rounding.first_block = (uint64_t)K / 16 + 5 * (uint64_t)d.rounding.row_blocks;
+    }
+    d.p = pair_alloc(q.format, M, K);
+    float* y = source_make(x, rows, cols, transposed, &d.rotation);
+    d.amax = nvfp4_matrix_amax_bits(y, (size_t)M, (size_t)K);
+    *d.p.host.amax = bits_float(d.amax);
+    if (d.amax < FLOAT_INFINITY_BITS) { quantized_make(&d.p.host, y, q, d.rounding); }
+    free(y);
+    return d;
+}
+
+static void direction_compare_amax(const Direction* d) {
+    Tally* t = &tally_amax[d->transposed];
     float got;
-    cudaCheck(cudaMemcpy(&got, p.device.amax, sizeof(float), cudaMemcpyDeviceToHost));
-    if (float_bits(got) != amax && t->differ++ == 0) {
-        snprintf(t->first, sizeof(t->first), "%s (%d, %d): %g instead of %g", what, M, K, got,
-                 bits_float(amax));
+    cudaCheck(cudaMemcpy(&got, d->p.device.amax, sizeof(float), cudaMemcpyDeviceToHost));
+    if (float_bits(got) != d->amax && t->differ++ == 0) {
+        snprintf(t->first, sizeof(t->first), "%s (%d, %d): %g instead of %g", d->what,
+                 d->p.host.rows, d->p.host.cols, got, bits_float(d->amax));
     }
     t->matrices++;
     t->bytes += sizeof(float);
-    if (amax < FLOAT_INFINITY_BITS) {
-        quantized_make(&p.host, y, q, rounding);
-        quantize_any(&p.device, x_device, transposed, q, &rotation, rounding, 0);
-        tally_compare(&tally_formats[q.format][transposed], &p, what);
-        compare_expansion(&p, q, what);
-        if (quantize_is_fast(&q, transposed)) {
-            compare_fast(&p, x_device, transposed, q, rounding, what);
-        }
-        if (q.tile || q.format == FORMAT_FP8) {
-            MatrixPair pT = pair_alloc(q.format, K, M);
-            quantize_any_transpose(&pT.device, &p.device, q, 0);
-            quantized_transpose(&pT.host, &p.host, q);
-            tally_compare(&tally_transpose, &pT, what);
-            pair_free(pT);
-        }
-    }
-    pair_free(p);
-    free(y);
 }
 
-// All quantizers; the contents and the transforms take turns.
+static void direction_compare(const Direction* d, const __nv_bfloat16* x) {
+    const MatrixPair* p = &d->p;
+    tally_compare(&tally_formats[d->q.format][d->transposed], p, d->what);
+    compare_expansion(p, d->q, d->what);
+    if (quantize_is_fast(&d->q, d->transposed)) {
+        compare_fast(p, x, d->transposed, d->q, d->rounding, d->what);
+    }
+    if (d->q.tile || d->q.format == FORMAT_FP8) {
+        MatrixPair pT = pair_alloc(d->q.format, p->host.cols, p->host.rows);
+        quantize_any_transpose(&pT.device, &p->device, d->q, 0);
+        quantized_transpose(&pT.host, &p->host, d->q);
+        tally_compare(&tally_transpose, &pT, d->what);
+        pair_free(pT);
+    }
+}
+
+// x (rows, cols), of which x_device is a copy, as rows says, or its transpose as `down` says, or both
+// in one call. NULL: not.
+static void test_directions(const __nv_bfloat16* x_device, int rows, int cols, Direction* along,
+                            Direction* down) {
+    Direction* both[2] = { along, down };
+    AnyOutput out[2];
+    int finite = 1;
+    for (int i = 0; i < 2; i++) {
+        Direction* d = both[i];
+        if (d == NULL) { continue; }
+        out[i] = any_output(&d->p.device, d->q, d->rotation, d->rounding);
+        finite = finite && d->amax < FLOAT_INFINITY_BITS;
+    }
+    quantize_any_amax(along != NULL ? along->p.device.amax : NULL, &out[0].rotation,
+                      down != NULL ? down->p.device.amax : NULL, &out[1].rotation, x_device, rows,
+                      cols, 0);
+    if (finite) {
+        quantize_any(along != NULL ? &out[0] : NULL, down != NULL ? &out[1] : NULL, x_device, rows,
+                     cols, 0);
+    }
+    for (int i = 0; i < 2; i++) {
+        if (both[i] == NULL) { continue; }
+        direction_compare_amax(both[i]);
+        if (finite) { direction_compare(both[i], x_device); }
+        pair_free(both[i]->p);
+    }
+}
+
+// All quantizers, with the transpose as the same or another one of the same format says; the
+// contents and the transforms take turns.
 static void test_shape(int rows, int cols, int shape) {
     static const int transforms[] = { 0, 16, 32, 64, 128 };
     Quantizer all[64];
@@ -176,13 +221,21 @@ static void test_shape(int rows, int cols, int shape) {
     uint32_t turn = (uint32_t)shape;
     int turns = n < 5000 ? 16 : n < 50000 ? 2 : 1;
     for (int i = 0; i < count * turns; i++) {
+        int content = (int)(turn % NUM_CONTENTS), other = (5 * i + 2) % count;
+        Direction d[2];
         for (int transposed = 0; transposed < 2; transposed++) {
             Quantizer q = all[i % count];
+            if (transposed && all[other].format == q.format) { q = all[other]; }
             q.hadamard = transforms[turn / NUM_CONTENTS % 5];
             q.fresh_signs = q.hadamard > 0 && (turn & 1);
-            int content = (int)(turn % NUM_CONTENTS);
             turn += 7;                  // through all pairs of the two
-            test_one(x[content], x_device[content], rows, cols, transposed, q, content, turn);
+            d[transposed] = direction_make(x[content], rows, cols, transposed, q, content, turn);
+        }
+        if (i % 3 == 2) {
+            test_directions(x_device[content], rows, cols, &d[0], &d[1]);
+        } else {
+            test_directions(x_device[content], rows, cols, &d[0], NULL);
+            test_directions(x_device[content], rows, cols, NULL, &d[1]);
         }
     }
     device_free_all();
@@ -206,8 +259,8 @@ static void test_not_finite(void) {
         Rotation r = rotation_make(i / 4 % 2 == 0 ? 0 : 16, 0, 0, 0, 0);
         for (int transposed = 0; transposed < 2; transposed++) {
             float got;
-            quantize_any_amax(amax, x, transposed ? COLS : ROWS, transposed ? ROWS : COLS,
-                              transposed, &r, 0);
+            quantize_any_amax(transposed ? NULL : amax, &r, transposed ? amax : NULL, &r, x, ROWS,
+                              COLS, 0);
             cudaCheck(cudaMemcpy(&got, amax, sizeof(float), cudaMemcpyDeviceToHost));
             missed += float_abs_bits(got) < FLOAT_INFINITY_BITS;
             tried++;

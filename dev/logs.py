@@ -5,6 +5,8 @@
     dev/logs.py table DIR...          final losses and speed of several runs; the last is the baseline
     dev/logs.py compare A B BOUND     largest relative difference of the training losses of two runs of
                                       the same length; fails if it is above BOUND
+    dev/logs.py distance A B...       root mean square of the differences between the training losses
+                                      of A and of each other run, in nats, and of the last validation
 
 The training loss of one batch is noisy, so the table's is the mean over the last steps. Tokens per
 second is the median over the steps, which ignores the first ones and interruptions.
@@ -102,11 +104,28 @@ def compare(a, b, bound):
     sys.exit(0 if worst <= bound else 1)
 
 
+def distance(reference, directories):
+    _, steps, evaluations = read_log(reference)
+    for directory in directories:
+        _, other_steps, other_evaluations = read_log(directory)
+        if len(steps) != len(other_steps) or not steps:
+            sys.exit(f"error: {reference} has {len(steps)} steps, {directory} has {len(other_steps)}")
+        squares = [(a["loss"] - b["loss"]) ** 2 for a, b in zip(steps, other_steps)]
+        line = f"{os.path.basename(os.path.normpath(directory)):<24} losses off by " \
+               f"{statistics.fmean(squares) ** 0.5:.2e} nats (root mean square)"
+        if evaluations and other_evaluations:
+            line += f", last validation {other_evaluations[-1]['val_loss']:.4f} instead of " \
+                    f"{evaluations[-1]['val_loss']:.4f}"
+        print(line)
+
+
 if __name__ == "__main__":
     if len(sys.argv) == 3 and sys.argv[1] == "columns":
         columns(sys.argv[2])
     elif len(sys.argv) == 5 and sys.argv[1] == "compare":
         compare(sys.argv[2], sys.argv[3], float(sys.argv[4]))
+    elif len(sys.argv) >= 4 and sys.argv[1] == "distance":
+        distance(sys.argv[2], sys.argv[3:])
     elif len(sys.argv) >= 3 and sys.argv[1] == "table":
         table(sys.argv[2:])
     else:

@@ -1,0 +1,165 @@
+#!/usr/bin/env bash
+#
+# dev/gpu_ranks.sh OUT [PART...]: everything that is claimed of many ranks on GPUs, on all GPUs of
+# this host (2 or more). Without PART all of:
+#
+#   tests     that N ranks compute what one computes: operands, gradients, ZeRO levels, bytes,
+#             checkpoints
+#   faults    20 times kill -9, SIGSTOP, a rank that does not start, no memory on one GPU; on the
+#             first two GPUs
+#   curves    losses of 200 updates with 1, 2, ... ranks beside those of one rank whose GEMMs add in
+#             other orders
+#   speed     weak scaling of d12 and d48, BF16 and NVFP4, and where the rest goes
+#
+# The log of a part goes to OUT/PART.log. NVLink multicast stays off (NCCL_NVLS_ENABLE=0). About 8
+# minutes on 4 H100s. Needs the programs and build/test/cuda/test_ranks_model built, the token files
+# of `make run`, and for the fault "no memory" a Python with PyTorch.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+out=${1:?usage: dev/gpu_ranks.sh OUT [tests|faults|curves|speed]...}
+shift
+WARMUP=3                # first steps that do not count for speed
+. dev/bench/bench_common.sh
+mkdir -p "$out"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+export NCCL_NVLS_ENABLE=0 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+gpus=$(nvidia-smi --query-gpu=name --format=csv,noheader | wc -l)
+if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    gpus=$(echo "$CUDA_VISIBLE_DEVICES" | tr ',' '\n' | wc -l)
+fi
+[ "$gpus" -ge 2 ] || fail "this host has $gpus GPU; several ranks need several"
+most=2
+while [ $((2 * most)) -le "$gpus" ]; do most=$((2 * most)); done     # a power of two
+failed=0
+
+# run SECONDS COMMAND...: prints the command, runs it, says how long it took
+run() {
+    local limit=$1 start=$SECONDS status
+    shift
+    printf '\n=== %s\n' "$*"
+    timeout "$limit" "$@" 2>&1
+    status=$?
+    [ "$status" -eq 0 ] || { echo "FAILED with status $status: $*"; failed=1; }
+    echo "    ($((SECONDS - start)) s)"
+}
+
+# train RANKS FIRST PROGRAM ARGUMENT...: on as many GPUs, the first of which is FIRST
+train() {
+    local ranks=$1 first=$2
+    shift 2
+    CUDA_VISIBLE_DEVICES=$(seq -s , "$first" $((first + ranks - 1))) \
+        timeout 240 mpirun --oversubscribe --bind-to none -np "$ranks" "$@"
+}
+
+part_tests() {
+    run 180 build/test/cuda/test_ranks_model
+    run 180 env CUDA=./train_gpt2_nvfp4 RANKS=$((most < 4 ? most : 4)) dev/test/test_ranks_cuda.sh
+}
+
+# Most of the second GPU's memory is held while a run asks for more than is left there.
+part_faults() {
+    local holder
+    python3 -c "
+import torch, time
+held = torch.empty(int(0.97 * torch.cuda.mem_get_info(1)[0]), dtype=torch.uint8, device='cuda:1')
+time.sleep(400)" &
+    holder=$!
+    sleep 8
+    run 120 env PROGRAM=./train_gpt2_nvfp4 RANKS=2 KILLS=0 FULL_ROWS=20000 \
+        dev/test/test_ranks_faults.sh
+    kill $holder
+    wait $holder 2>/dev/null
+    run 400 env PROGRAM=./train_gpt2_nvfp4 RANKS=2 KILLS=20 dev/test/test_ranks_faults.sh
+}
+
+part_curves() {
+    local recipe choice ranks
+    for recipe in bf16 nvfp4; do
+        local settings=(-i data/quickstart_train.bin -j data/quickstart_val.bin -t 128 -l 1e-3 -u 20
+                        -e "layers=4,channels=128,heads=4,vocab=257" -x 200 -v 200 -vt 65536
+                        -p "$recipe" -pr 0)
+        train 1 0 ./train_gpt2_nvfp4 "${settings[@]}" -b 16 -o "$scratch/$recipe/one" \
+            > "$scratch/printed" 2>&1 || tail -n 3 "$scratch/printed"
+        local others=()
+        for choice in 1 2 3; do
+            train 1 0 "build/choice$choice/train_gpt2_nvfp4" "${settings[@]}" -b 16 \
+                -o "$scratch/$recipe/other_sums_$choice" > "$scratch/printed" 2>&1 ||
+                tail -n 3 "$scratch/printed"
+            others+=("$scratch/$recipe/other_sums_$choice")
+        done
+        for ((ranks = 2; ranks <= most; ranks *= 2)); do
+            train "$ranks" 0 ./train_gpt2_nvfp4 "${settings[@]}" -b $((16 / ranks)) -z 1 \
+                -o "$scratch/$recipe/${ranks}_ranks" > "$scratch/printed" 2>&1 ||
+                tail -n 3 "$scratch/printed"
+            others+=("$scratch/$recipe/${ranks}_ranks")
+        done
+        printf '\n=== %s, 200 updates, against one rank\n' "$recipe"
+        python3 dev/logs.py distance "$scratch/$recipe/one" "${others[@]}" || failed=1
+    done
+}
+
+# speed_of MODEL ROWS TIMES RANKS FIRST RECIPE ARGUMENT...: tokens/s of all ranks, into a file. ROWS of
+# a GPU, which has TIMES micro-batches in an update.
+speed_of() {
+    local model=$1 rows=$2 times=$3 ranks=$4 first=$5 recipe=$6 name
+    shift 6
+    name="$model.$times.$ranks.$recipe$(printf '%s' "$@")"
+    train "$ranks" "$first" ./train_gpt2_nvfp4 -i "$scratch/tokens.bin" -e "$model" -b "$rows" \
+        -t 1024 -d $((rows * 1024 * times * ranks)) -x 7 -p "$recipe" -pr 0 "$@" \
+        -o "$scratch/$name" > "$scratch/$name.txt" 2>&1 || tail -n 2 "$scratch/$name.txt"
+    if [ -f "$scratch/$name/log.jsonl" ]; then
+        speeds_of_log "$scratch/$name/log.jsonl" | median > "$scratch/$name.speed"
+    fi
+}
+
+# efficiency MODEL ROWS TIMES: a table of what the runs have left
+efficiency() {
+    local model=$1 rows=$2 times=$3 alone speed ranks what
+    printf '\n=== %s, B %s, T 1024, %s micro-batches an update: tokens/s\n' "$model" "$rows" "$times"
+    for what in bf16-z1 nvfp4-z1 nvfp4-z1-amaxlocal; do
+        alone=$(cat "$scratch/$model.$times.1.${what%%-*}.speed" 2>/dev/null) || continue
+        for ((ranks = 2; ranks <= most; ranks *= 2)); do
+            speed=$(cat "$scratch/$model.$times.$ranks.$what.speed" 2>/dev/null) || continue
+            awk -v n="$ranks" -v a="$alone" -v s="$speed" -v what="$what" 'BEGIN {
+                printf "%-20s %d GPUs %10d, %.4f of %d times %d\n", what, n, s, s / (n * a), n, a }'
+            grep '^on the wire' "$scratch/$model.$times.$ranks.$what.txt"
+        done
+    done
+}
+
+# As many runs at a time as there are GPUs for.
+part_speed() {
+    local model rows times ranks spec slots job
+    python3 dev/bench/random_tokens.py 50257 2000000 "$scratch/tokens.bin"
+    for spec in d12:64:1 d12:64:8 d48:8:8; do
+        IFS=: read -r model rows times <<< "$spec"
+        speed_of "$model" "$rows" "$times" 1 0 bf16 &
+        speed_of "$model" "$rows" "$times" 1 1 nvfp4 &
+        wait
+        for ((ranks = 2; ranks <= most; ranks *= 2)); do
+            slots=$((gpus / ranks)) job=0
+            for what in "bf16 -z 1" "nvfp4 -z 1" "nvfp4 -z 1 -amax local"; do
+                # shellcheck disable=SC2086
+                speed_of "$model" "$rows" "$times" "$ranks" $((job % slots * ranks)) $what &
+                job=$((job + 1))
+                [ $((job % slots)) -ne 0 ] || wait
+            done
+            wait
+        done
+        efficiency "$model" "$rows" "$times"
+    done
+}
+
+parts=("$@")
+[ $# -gt 0 ] || parts=(tests faults curves speed)
+for part in "${parts[@]}"; do
+    case $part in tests|faults|curves|speed) ;; *) fail "no part '$part'" ;; esac
+    {
+        nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+        git log -1 --format='commit %h %s' 2>/dev/null
+        "part_$part"
+        echo
+        [ "$failed" -eq 0 ] && echo "$part: done" || echo "$part: something FAILED"
+    } 2>&1 | tee "$out/$part.log"
+done

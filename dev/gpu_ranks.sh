@@ -24,10 +24,12 @@ mkdir -p "$out"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export NCCL_NVLS_ENABLE=0 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-gpus=$(nvidia-smi --query-gpu=name --format=csv,noheader | wc -l)
-if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
-    gpus=$(echo "$CUDA_VISIBLE_DEVICES" | tr ',' '\n' | wc -l)
+if [ -z "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    CUDA_VISIBLE_DEVICES=$(nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd ,)
 fi
+export CUDA_VISIBLE_DEVICES
+IFS=, read -r -a devices <<< "$CUDA_VISIBLE_DEVICES"
+gpus=${#devices[@]}
 [ "$gpus" -ge 2 ] || fail "this host has $gpus GPU; several ranks need several"
 most=2
 while [ $((2 * most)) -le "$gpus" ]; do most=$((2 * most)); done     # a power of two
@@ -48,7 +50,7 @@ run() {
 train() {
     local ranks=$1 first=$2
     shift 2
-    CUDA_VISIBLE_DEVICES=$(seq -s , "$first" $((first + ranks - 1))) \
+    CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${devices[*]:first:ranks}") \
         timeout 240 mpirun --oversubscribe --bind-to none -np "$ranks" "$@"
 }
 
@@ -80,14 +82,15 @@ part_curves() {
                         -e "layers=4,channels=128,heads=4,vocab=257" -x 200 -v 200 -vt 65536
                         -p "$recipe" -pr 0)
         train 1 0 ./train_gpt2_nvfp4 "${settings[@]}" -b 16 -o "$scratch/$recipe/one" \
-            > "$scratch/printed" 2>&1 || tail -n 3 "$scratch/printed"
+            > "$scratch/printed" 2>&1 || tail -n 3 "$scratch/printed" &
         local others=()
         for choice in 1 2 3; do
-            train 1 0 "build/choice$choice/train_gpt2_nvfp4" "${settings[@]}" -b 16 \
-                -o "$scratch/$recipe/other_sums_$choice" > "$scratch/printed" 2>&1 ||
-                tail -n 3 "$scratch/printed"
+            train 1 $((choice % gpus)) "build/choice$choice/train_gpt2_nvfp4" "${settings[@]}" -b 16 \
+                -o "$scratch/$recipe/other_sums_$choice" > "$scratch/printed.$choice" 2>&1 ||
+                tail -n 3 "$scratch/printed.$choice" &
             others+=("$scratch/$recipe/other_sums_$choice")
         done
+        wait
         for ((ranks = 2; ranks <= most; ranks *= 2)); do
             train "$ranks" 0 ./train_gpt2_nvfp4 "${settings[@]}" -b $((16 / ranks)) -z 1 \
                 -o "$scratch/$recipe/${ranks}_ranks" > "$scratch/printed" 2>&1 ||

@@ -110,11 +110,11 @@ train_gpt2_nvfp4: train_gpt2_nvfp4.cu Makefile $(STAMP) | need-nvcc
 	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCH)) $(DEPENDENCIES) -DGIT_COMMIT='"$(COMMIT)"' \
 	    -o $@ $< $(CUDA_LIBS)
 
-# With the GEMM kernels that cuBLASLt proposes second, third ...: other orders of sums.
-build/choice%/train_gpt2_nvfp4: train_gpt2_nvfp4.cu Makefile $(STAMP) | need-nvcc
+# With the gradients of biases summed in this many parts: another order of sums (dev/gpu_ranks.sh).
+build/parts%/train_gpt2_nvfp4: train_gpt2_nvfp4.cu Makefile $(STAMP) | need-nvcc
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCH)) $(DEPENDENCIES) -DGIT_COMMIT='"$(COMMIT)"' \
-	    -DGEMM_CHOICE=$* -o $@ $< $(CUDA_LIBS)
+	    -DBIAS_BACKWARD_BLOCKS=$* -o $@ $< $(CUDA_LIBS)
 
 test_gpt2 dev/nvfp4_quantize: %: %.c Makefile | build need-openblas
 	$(CC) $(CFLAGS) $(DEPENDENCIES) -o $@ $< $(LIBS)

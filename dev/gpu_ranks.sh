@@ -7,13 +7,14 @@
 #             checkpoints
 #   faults    20 times kill -9, SIGSTOP, a rank that does not start, no memory on one GPU; on the
 #             first two GPUs
-#   curves    losses of 200 updates with 1, 2, ... ranks beside those of one rank whose GEMMs add in
-#             other orders
+#   curves    losses of 200 updates with 1, 2, ... ranks beside those of one rank that adds the
+#             gradients of biases in another order
 #   speed     weak scaling of d12 and d48, BF16 and NVFP4, and where the rest goes
 #
 # The log of a part goes to OUT/PART.log. NVLink multicast stays off (NCCL_NVLS_ENABLE=0). About 8
-# minutes on 4 H100s. Needs the programs and build/test/cuda/test_ranks_model built, the token files
-# of `make run`, and for the fault "no memory" a Python with PyTorch.
+# minutes on 4 H100s. Needs the programs, build/test/cuda/test_ranks_model and
+# build/parts{16,32,48}/train_gpt2_nvfp4 built; the token files of `make run`; and, for the fault "no
+# memory", a Python with PyTorch.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out=${1:?usage: dev/gpu_ranks.sh OUT [tests|faults|curves|speed]...}
@@ -76,7 +77,7 @@ time.sleep(400)" &
 }
 
 part_curves() {
-    local recipe choice ranks
+    local recipe sums ranks
     for recipe in bf16 nvfp4; do
         local settings=(-i data/quickstart_train.bin -j data/quickstart_val.bin -t 128 -l 1e-3 -u 20
                         -e "layers=4,channels=128,heads=4,vocab=257" -x 200 -v 200 -vt 65536
@@ -84,11 +85,11 @@ part_curves() {
         train 1 0 ./train_gpt2_nvfp4 "${settings[@]}" -b 16 -o "$scratch/$recipe/one" \
             > "$scratch/printed" 2>&1 || tail -n 3 "$scratch/printed" &
         local others=()
-        for choice in 1 2 3; do
-            train 1 $((choice % gpus)) "build/choice$choice/train_gpt2_nvfp4" "${settings[@]}" -b 16 \
-                -o "$scratch/$recipe/other_sums_$choice" > "$scratch/printed.$choice" 2>&1 ||
-                tail -n 3 "$scratch/printed.$choice" &
-            others+=("$scratch/$recipe/other_sums_$choice")
+        for sums in 16 32 48; do
+            train 1 $((sums / 16 % gpus)) "build/parts$sums/train_gpt2_nvfp4" "${settings[@]}" \
+                -b 16 -o "$scratch/$recipe/other_sums_$sums" > "$scratch/printed.$sums" 2>&1 ||
+                tail -n 3 "$scratch/printed.$sums" &
+            others+=("$scratch/$recipe/other_sums_$sums")
         done
         wait
         for ((ranks = 2; ranks <= most; ranks *= 2)); do

@@ -11,7 +11,9 @@ rows of its gradient.
 // walk down the rows, so that a warp reads 512 consecutive bytes.
 #define BIAS_WARPS 8
 #define BIAS_ADD_ROWS 4             // rows per warp, forward
+#ifndef BIAS_BACKWARD_BLOCKS        // what another order of sums does to a run: dev/gpu_ranks.sh
 #define BIAS_BACKWARD_BLOCKS 512    // at most so many partial sums per column, whatever the GPU
+#endif
 
 static inline void bias_check(int N, int OC) {
     check(N > 0, "bias for N = %d rows", N);

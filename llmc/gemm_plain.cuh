@@ -19,13 +19,6 @@ that won a race; and there is one workspace, for one stream.
 #define GEMM_WORKSPACE_BYTES ((size_t)32 << 20)     // what NVIDIA advises for Hopper
 #define GEMM_MAX_PLANS 128
 
-// Which of the kernels that cuBLASLt proposes for a product is taken; the last if there are fewer.
-// Another one adds in another order: what that does to a run is measured by building with another
-// number (dev/gpu_ranks.sh).
-#ifndef GEMM_CHOICE
-#define GEMM_CHOICE 0
-#endif
-
 // What to compute:  D (M,N) = alpha * A (M,K) @ B (N,K)^T + beta * D + bias (N).  A and B lie in
 // memory as written, or the other way round if the flag says so. The products of a linear layer:
 //
@@ -101,8 +94,8 @@ static inline cublasLtMatrixLayout_t gemm_layout(cudaDataType_t type, int rows, 
     return layout;
 }
 
-// The kernel for this product that cuBLASLt's heuristic puts first (GEMM_CHOICE). Layouts are of
-// cuBLAS's first and second operand, and of D. Returns what cuBLASLt answers; NOT_SUPPORTED if it knows no kernel.
+// The kernel for this product that cuBLASLt's heuristic puts first. Layouts are of cuBLAS's first
+// and second operand, and of D. Returns what cuBLASLt answers; NOT_SUPPORTED if it knows no kernel.
 static inline cublasStatus_t gemm_find_kernel(cublasLtMatmulAlgo_t* kernel, const GemmPlain* g,
                                               cublasLtMatmulDesc_t operation,
                                               cublasLtMatrixLayout_t first,
@@ -124,15 +117,15 @@ static inline cublasStatus_t gemm_find_kernel(cublasLtMatmulAlgo_t* kernel, cons
         cublasCheck(cublasLtMatmulPreferenceSetAttribute(preference, alignments[i], &alignment,
                                                          sizeof(alignment)));
     }
-    cublasLtMatmulHeuristicResult_t found[GEMM_CHOICE + 1];
+    cublasLtMatmulHeuristicResult_t found;
     int count = 0;
-    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-        g->handle, operation, first, second, D, D, preference, GEMM_CHOICE + 1, found, &count);
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(g->handle, operation, first, second, D,
+                                                           D, preference, 1, &found, &count);
     cublasCheck(cublasLtMatmulPreferenceDestroy(preference));
     if (status != CUBLAS_STATUS_SUCCESS) { return status; }
     if (count < 1) { return CUBLAS_STATUS_NOT_SUPPORTED; }
-    *kernel = found[count - 1].algo;
-    return found[count - 1].state;
+    *kernel = found.algo;
+    return found.state;
 }
 
 // cuBLAS sees every matrix transposed, so it computes D^T = B @ A^T, with our B as its first

@@ -20,8 +20,8 @@ GPUs without FP4 tensor cores the FP4 GEMM is emulated: exact in every product.
 Started by mpirun -np N it trains on N GPUs, one for each rank; llmc/shards.h says who holds what,
 llmc/multi_rank_nccl.cuh how it travels. With one rank the calls for that do nothing. Gradients are
 summed over the ranks on a stream of their own while the backward pass goes on; N ranks compute what
-one computes but for the order of sums over tokens, which is NCCL's. It has not run on several GPUs
-yet: dev/test/test_ranks_model.cu runs it on the CPU, on a model of NCCL.
+one computes but for the order of sums over tokens, which is NCCL's: dev/test/test_ranks_model.cu,
+on GPUs or, on a model of NCCL, on the CPU.
 
 Errors end the program with one message; a library would return them.
 */

@@ -1,46 +1,81 @@
 #!/usr/bin/env bash
 #
-# dev/gpu_ablations.sh OUT TRAIN VAL PART: what formats, schemes and ingredients do to the loss of d6
-# (30M parameters) on 500M tokens, and the headline at d12 on 302M. TRAIN and VAL are token files
-# (globs) of GPT-2 tokens. The runs are cut into parts that fit into a short loan of a GPU; a run of
-# d6 takes some 7 minutes on an H200, one of d12 some 13 (by the speeds in README). With several GPUs
-# a part runs on all. Give every part the same OUT: finished runs are not repeated, and the report
-# there is of all that have been made, once BF16's are among them.
+# dev/gpu_ablations.sh OUT TRAIN VAL PART...: what formats, schemes and ingredients do to the loss of
+# d6 (30M parameters) on 500M tokens, and the headline at d12 on 302M. TRAIN and VAL are token files
+# (globs) of GPT-2 tokens. Every GPU of the host, or of CUDA_VISIBLE_DEVICES, takes the next run of
+# the parts named, in their order; a run of d6 takes 5 to 9 minutes on an H100, one of d12 10 to 17.
+# Finished runs in OUT are not repeated, interrupted ones go on from their last checkpoint; so the
+# same command, or one with other parts, goes on where another ended, and the report in OUT is of all
+# runs that are there.
 #
 #   base      the noise, and the gap: BF16 with 3 seeds, NVFP4 with 2
-#   formats   FP8 per tensor and in blocks, MXFP8, MXFP4
 #   without   NVFP4 without each ingredient in turn
-#   schemes   Four Over Six, Quartet II, TetraJet, FP4 All the Way
 #   stack     what is published to help, together: with and without a BF16 tail, late switch
+#   schemes   Four Over Six, Quartet II, TetraJet, FP4 All the Way
+#   formats   FP8 per tensor and in blocks, MXFP4, MXFP8
 #   late      forward or backward alone in BF16 for the last 18 %
 #   d12       the headline
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
-usage="usage: dev/gpu_ablations.sh OUT TRAIN VAL base|formats|without|schemes|stack|late|d12"
-out=${1:?$usage} train=${2:?$usage} val=${3:?$usage} part=${4:?$usage}
+. dev/bench/bench_common.sh
+usage="usage: dev/gpu_ablations.sh OUT TRAIN VAL base|without|stack|schemes|formats|late|d12..."
+out=${1:?$usage} train=${2:?$usage} val=${3:?$usage}
+shift 3
+[ $# -gt 0 ] || { echo "$usage"; exit 1; }
+mkdir -p "$out"
 
-seeds=(1)
-case $part in
-    base)    recipes=(bf16 nvfp4) seeds=(1 2) ;;
-    formats) recipes=(fp8 fp8block mxfp8 mxfp4) ;;
-    without) recipes=(nvfp4,hadamard=0 nvfp4,stochastic=0 nvfp4,tile=0 nvfp4,tail=0) ;;
-    schemes) recipes=(nvfp4+46 quartet2 tetrajet fp4all) ;;
-    stack)   recipes=(quartet2,tail=1 quartet2,oscireset=8 quartet2,tail=1,forward=bf16@0.82) ;;
-    late)    recipes=(nvfp4,forward=bf16@0.82 nvfp4,backward=bf16@0.82 nvfp4,all=bf16@0.82) ;;
-    d12)     recipes=(bf16 fp8 nvfp4 quartet2,tail=2) ;;
-    *)       echo "$usage"; exit 1 ;;
-esac
-model=d6 steps=3815 rate=6e-4 warmup=200 folder=$out/d6
-if [ "$part" = d12 ]; then model=d12 steps=2304 warmup=150 folder=$out/d12; fi
-
-nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-git log -1 --format='commit %h %s' 2>/dev/null
-plots=$(python3 -c "import matplotlib" 2>/dev/null || echo --no-plots)
-compare() {             # the part's first recipe stands in for BF16, which may lie elsewhere
-    dev/compare --baseline "${recipes[0]}" "$@" -i "$train" -j "$val" -e "$model" -b 64 -t 1024 \
-        -d 131072 -x "$steps" -k cosine -l "$rate" -u "$warmup" -q 0 -v 200 -vt 1048576 -n 0 \
-        -o "$folder" $plots
+# RECIPE:SEED of the runs of a part
+runs_of() {
+    case $1 in
+        base)    echo nvfp4:1 bf16:1 bf16:2 nvfp4:2 bf16:3 ;;
+        without) echo nvfp4,hadamard=0:1 nvfp4,stochastic=0:1 nvfp4,tile=0:1 nvfp4,tail=0:1 ;;
+        stack)   echo quartet2,tail=1:1 quartet2,tail=1,forward=bf16@0.82:1 quartet2,oscireset=8:1 ;;
+        schemes) echo quartet2:1 nvfp4+46:1 tetrajet:1 fp4all:1 ;;
+        formats) echo fp8:1 mxfp4:1 fp8block:1 mxfp8:1 ;;
+        late)    echo nvfp4,forward=bf16@0.82:1 nvfp4,backward=bf16@0.82:1 nvfp4,all=bf16@0.82:1 ;;
+        d12)     echo nvfp4:1 bf16:1 quartet2,tail=2:1 fp8:1 ;;
+        *)       echo "$usage" >&2; return 1 ;;
+    esac
 }
-compare -p "${recipes[@]}" -seed "${seeds[@]}"
-if [ "$part" = base ]; then compare -p bf16 -seed 3; fi
-if [ -f "$folder/bf16_seed1/log.jsonl" ]; then dev/compare --logs "$folder" -o "$folder" $plots; fi
+
+# train GPU MODEL RECIPE SEED: unless it is done
+train() {
+    local gpu=$1 model=$2 steps=3815 warmup=200 folder="$out/$2/$3_seed$4"
+    if [ "$model" = d12 ]; then steps=2304 warmup=150; fi
+    if ! grep -q "^{\"step\":$steps,\"val_loss\"" "$folder/log.jsonl" 2>/dev/null; then
+        mkdir -p "$folder"
+        CUDA_VISIBLE_DEVICES=$gpu ./train_gpt2_nvfp4 -i "$train" -j "$val" -e "$model" -b 64 -t 1024 \
+            -d 131072 -x "$steps" -k cosine -l 6e-4 -u "$warmup" -q 0 -v 200 -vt 1048576 -n 1000 \
+            -nk 1 -p "$3" -seed "$4" -o "$folder" -y 1 -pr 0 > "$folder/output.txt" 2>&1
+    fi
+    echo "$model $3, seed $4, GPU $gpu: $(tail -n 1 "$folder/log.jsonl") ($SECONDS s)"
+}
+
+# work GPU: takes runs that no other GPU has taken, until none is left
+work() {
+    local part model run
+    for part in "${parts[@]}"; do
+        model=d6
+        [ "$part" != d12 ] || model=d12
+        for run in $(runs_of "$part"); do
+            mkdir "$claims/$model.$run" 2>/dev/null || continue
+            train "$1" "$model" "${run%:*}" "${run#*:}"
+        done
+    done
+}
+
+parts=("$@")
+for part in "${parts[@]}"; do runs_of "$part" > /dev/null || exit 1; done
+claims=$(mktemp -d)
+trap 'rm -rf "$claims"' EXIT
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+built_from
+gpus=${CUDA_VISIBLE_DEVICES:-$(nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd ,)}
+for gpu in ${gpus//,/ }; do work "$gpu" & done
+wait
+plots=$(python3 -c "import matplotlib" 2>/dev/null || echo --no-plots)
+for model in d6 d12; do
+    # shellcheck disable=SC2086
+    [ ! -f "$out/$model/bf16_seed1/log.jsonl" ] ||
+        dev/compare --logs "$out/$model" -o "$out/$model" --force $plots
+done

@@ -57,6 +57,7 @@ train() {
 
 part_tests() {
     run 180 build/test/cuda/test_ranks_model
+    run 180 build/test/cuda/test_ranks_model d12 256
     run 180 env CUDA=./train_gpt2_nvfp4 RANKS=$((most < 4 ? most : 4)) dev/test/test_ranks_cuda.sh
 }
 
@@ -161,7 +162,7 @@ for part in "${parts[@]}"; do
     case $part in tests|faults|curves|speed) ;; *) fail "no part '$part'" ;; esac
     {
         nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-        git log -1 --format='commit %h %s' 2>/dev/null
+        built_from
         "part_$part"
         echo
         [ "$failed" -eq 0 ] && echo "$part: done" || echo "$part: something FAILED"

@@ -16,10 +16,10 @@ trap 'rm -rf "$scratch"' EXIT
 everything() {
     local failed=0 recipe status
     nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-    git log -1 --format='commit %h %s' 2>/dev/null
+    built_from
     for test in test_quantize_any test_recipes_cuda test_gemm_fp8; do
         printf '\n=== %s\n' "$test"
-        timeout 60 "build/test/cuda/$test" > "$scratch/printed" 2>&1
+        timeout 120 "build/test/cuda/$test" > "$scratch/printed" 2>&1
         status=$?
         grep -vE '^ok ' "$scratch/printed"
         echo "status $status, $(grep -cE '^ok ' "$scratch/printed") ok"

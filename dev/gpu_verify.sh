@@ -1,15 +1,24 @@
 #!/usr/bin/env bash
 #
-# dev/gpu_verify.sh OUT: everything that is claimed of the CUDA program on a GPU, but for the long
-# runs (dev/gpu_compare.sh): tests, PyTorch and transformers, the C program, compute-sanitizer,
-# speed. The log goes to OUT/verify.log. About 6 minutes on one H200 with 16 cores. Needs the CUDA
-# toolkit and a Python with PyTorch and transformers; token files as for `make run`.
+# dev/gpu_verify.sh OUT [PART...]: everything that is claimed of the CUDA program on a GPU, but for
+# many ranks (dev/gpu_ranks.sh) and long runs. Without PART all of:
+#
+#   tests       the test programs; the fallback where there are no FP4 tensor cores
+#   reference   PyTorch and transformers; the C program's first step of d12
+#   curves      the C program's losses; two runs and an interrupted one, the same bits
+#   speed       steps of d12, every benchmark
+#   sanitizer   memory errors and races
+#
+# The log goes to OUT/verify.log. About 6 minutes on one H200 with 16 cores. Needs the CUDA toolkit
+# and a Python with PyTorch and transformers; token files as for `make run`.
 #
 #   LLMC="command" dev/gpu_verify.sh OUT    times llm.c between two of our own runs (bench_llmc.sh
 #                                           says how it has to be built)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
-out=${1:?usage: dev/gpu_verify.sh OUT}
+out=${1:?usage: dev/gpu_verify.sh OUT [PART...]}
+shift
+. dev/bench/bench_common.sh
 mkdir -p "$out"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -39,11 +48,8 @@ expect() {
     fi
 }
 
-everything() {
-    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-    git log -1 --format='commit %h %s' 2>/dev/null
-
-    # tests; the C program writes the oracles that test_model reads
+part_tests() {
+    # the C program writes the oracles that test_model reads
     run 120 ./test_gpt2
     for test in build/test/cuda/*; do
         [ -x "$test" ] && [ "${test%.d}" = "$test" ] && run 120 "$test"
@@ -63,7 +69,9 @@ everything() {
         expect 0 '^gemm path +fp4: FP4 passed the self-test' ./train_gpt2_nvfp4 "${short[@]}" -g fp4
     fi
     expect 0 '^gemm path +emulated: -g emulated' ./train_gpt2_nvfp4 "${short[@]}" -g emulated
+}
 
+part_reference() {
     # PyTorch in FP32 on this GPU against both programs, and our model file read by transformers
     run 120 python3 dev/reference/make_reference.py -model d12 -B 4 -T 64 -lr 1e-4 -device cuda \
         -o "$scratch/d12"
@@ -76,7 +84,9 @@ everything() {
     # the first step of d12 in the C program and in this one
     run 120 ./test_gpt2 d12 nvfp4 2 512 "$scratch/oracle_d12.bin"
     run 120 build/test/cuda/test_model "$scratch/oracle_d12.bin"
+}
 
+part_curves() {
     # 50 updates in FP32, C and CUDA; then the losses under nvfp4, with a second run that
     # must have the same bits
     local small=(-i data/quickstart_train.bin -j data/quickstart_val.bin
@@ -103,8 +113,10 @@ everything() {
     run 60 ./train_gpt2_nvfp4 "${resumed[@]}" -o "$out/parts" -y 1
     run 10 cmp "$out/whole/model_00000200.bin" "$out/parts/model_00000200.bin"
     rm "$out"/whole/*.bin "$out"/parts/*.bin
+}
 
-    # speed, d12, T 1024, 524,288 tokens an update
+part_speed() {
+    # d12, T 1024, 524,288 tokens an update
     python3 dev/bench/random_tokens.py 50257 2000000 "$scratch/tokens.bin"
     local d12=(-i "$scratch/tokens.bin" -e d12 -b 64 -t 1024 -d 524288 -x 8)
     run 60 ./train_gpt2_nvfp4 "${d12[@]}" -p bf16
@@ -115,13 +127,15 @@ everything() {
     for bench in build/bench/cuda/*; do
         [ -x "$bench" ] && [ "${bench%.d}" = "$bench" ] && run 60 "$bench"
     done
+}
 
+part_sanitizer() {
     # Memory errors and races, a short run of each recipe. racecheck does not follow the mbarriers by
     # which cuBLAS's kernels for Hopper (nvjet) order shared memory, and reports hazards there; in
     # ours there must be none. (Excluding those kernels crashes the sanitizer of CUDA 13.0.)
     local tiny=(-i data/quickstart_train.bin -j data/quickstart_val.bin
                 -e "layers=2,channels=128,heads=2,vocab=257" -b 2 -t 80 -x 2 -v 2 -vt 240 -s 2 -sn 2)
-    for recipe in fp32 bf16 nvfp4 nvfp4,tail=0,tile16=0; do
+    for recipe in fp32 bf16 nvfp4 nvfp4,tail=0,tile=0 fp8block quartet2; do
         run 120 compute-sanitizer --tool memcheck --error-exitcode 9 \
             ./train_gpt2_nvfp4 "${tiny[@]}" -p "$recipe"
         printf '\n=== racecheck, recipe %s\n' "$recipe"
@@ -130,8 +144,17 @@ everything() {
         echo "hazards: $(grep -c 'Race reported' "$scratch/races"); those outside nvjet kernels:"
         if grep 'Race reported' "$scratch/races" | grep -v nvjet; then failed=1; fi
     done
-    echo
-    [ "$failed" -eq 0 ] && echo "verified" || echo "something FAILED"
 }
 
-everything 2>&1 | tee "$out/verify.log"
+parts=("$@")
+[ $# -gt 0 ] || parts=(tests reference curves speed sanitizer)
+for part in "${parts[@]}"; do
+    declare -F "part_$part" > /dev/null || { echo "error: no part '$part'"; exit 1; }
+done
+{
+    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+    built_from
+    for part in "${parts[@]}"; do "part_$part"; done
+    echo
+    [ "$failed" -eq 0 ] && echo "verified: ${parts[*]}" || echo "something FAILED"
+} 2>&1 | tee "$out/verify.log"

@@ -1,6 +1,6 @@
 /*
 FP8 products on FP8 tensor cores, through cuBLASLt. Compiled against cuBLASLt 13.1, checked against a
-model of its contract (dev/test/cublaslt_model.c) and by the start-up self-test; run on an H200.
+model of its contract (dev/test/cublaslt_model.c) and by the start-up self-test; run on Hopper.
 
     format      scales                                   compute capability
     FP8         one of each matrix, both in alpha        8.9 and newer

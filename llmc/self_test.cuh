@@ -449,7 +449,7 @@ static inline void self_test_products(SelfTest* t, SelfTestPath* emulated, SelfT
 
 static const char* const native_path_status[NUM_GEMM_PATHS] = {
     "", "", "compiled, modelled and self-tested, never yet run on Blackwell",
-    "modelled and self-tested; run on an H200 alone",
+    "modelled and self-tested; run on Hopper alone",
 };
 
 // As in sentences: FP4, FP8

@@ -7,6 +7,11 @@ fail() {
     exit 1
 }
 
+# What the programs here were built from, by the Makefile's stamp.
+built_from() {
+    for stamp in build/commit-*; do echo "commit ${stamp#build/commit-}"; done
+}
+
 # numbers, one a line -> their median
 median() {
     sort -g | awk '{ x[NR] = $1 }

@@ -12,7 +12,10 @@ exact      on the CPU: one rounding, of alpha * sum (+ D). The sums are double i
 bounded    on a GPU: the bound of gemm_fp8.cuh, or K * 2^-24 * sum |a*b| emulated, and the rounding
            of the stored result.
 
-Faults that made it fail, one at a time: FAULTS
+Faults that made it fail, one at a time, on the CPU: scales of squares read from the wrong row; scales
+of 1x128 blocks laid out row by row; lines of squares' scales without their padding; E5M2 told as
+E4M3; both operands given the first one's scales, or each the other's; fast accumulation; a product
+that should be added stored instead.
 */
 #include "../../llmc/gemm.cuh"
 #include "../../llmc/hadamard.h"

@@ -132,15 +132,17 @@ static inline void checkpoint_check(int holds, const char* directory, int step,
 // ---------------------------------------------------------------------------------------------
 // Settings
 
-// The text stored in a checkpoint: every flag, and what identifies the training data. The caller
-// frees it.
-static inline char* checkpoint_settings(const Flag* flags, int count, uint64_t train_identity) {
+// The text stored in a checkpoint: every flag, what identifies the training data, and what the
+// recipe means (recipe.h). '?' marks what older programs did not write. The caller frees it.
+static inline char* checkpoint_settings(const Flag* flags, int count, uint64_t train_identity,
+                                        const char* recipe_meaning) {
     char* text = NULL;
     size_t bytes = 0;
     FILE* memory = open_memstream(&text, &bytes);
     check(memory != NULL, "out of memory: settings of the run");
     flags_text(memory, flags, count);
     fprintf(memory, "= training-data-checksum %016" PRIx64 "\n", train_identity);
+    fprintf(memory, "? recipe-meaning %s\n", recipe_meaning);
     check(fclose(memory) == 0, "out of memory: settings of the run");
     return text;
 }
@@ -154,12 +156,14 @@ static inline const char* settings_find(const char* text, const char* key, size_
     return text;
 }
 
-// Each setting of this run that alters the result must have the value it was saved with.
+// Each setting of this run that alters the result ('=') must have the value it was saved with; one
+// marked '?', if it was saved.
 static inline void settings_compare(const char* saved, const char* present, const char* path) {
     for (const char* line = present; *line != '\0'; line = strchr(line, '\n') + 1) {
-        if (line[0] != '=') { continue; }
+        if (line[0] != '=' && line[0] != '?') { continue; }
         size_t key = strcspn(line + 2, " ") + 3, length = strcspn(line, "\n");
         const char* old = settings_find(saved, line, key);
+        if (old == NULL && line[0] == '?') { continue; }
         check(old != NULL, "%s does not say which %.*s it was made with", path, (int)key - 3,
               line + 2);
         size_t old_length = strcspn(old, "\n");

@@ -49,6 +49,7 @@ The presets, and where each comes from:
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "hadamard.h"
 #include "quantizer.h"
 #include "utils.h"
 
@@ -519,6 +520,57 @@ static inline Recipe recipe_parse(const char* text, int L) {
         r.base = bf16 ? FORMAT_BF16 : FORMAT_FP32;
     }
     return r;
+}
+
+// ---------------------------------------------------------------------------------------------
+// What a recipe means
+
+// The transform's signs, bit r set where it turns element r, found by what it does.
+static inline unsigned recipe_hadamard_signs(void) {
+    unsigned signs = 0;
+    for (int r = 0; r < HADAMARD_SIZE; r++) {
+        float x[HADAMARD_SIZE] = { 0 };
+        x[r] = 1.0f;
+        hadamard_transform(x);
+        signs |= (unsigned)(x[0] < 0.0f) << r;
+    }
+    return signs;
+}
+
+// What is done to which operand when, in one line: what ranks must agree on, and a checkpoint with
+// who resumes from it. An ingredient that is off is not written, so a program that has learned more
+// of them writes the same line. The caller frees it.
+static inline char* recipe_meaning(const Recipe* r) {
+    char* text = NULL;
+    size_t bytes = 0;
+    FILE* to = open_memstream(&text, &bytes);
+    check(to != NULL, "out of memory: the meaning of a recipe");
+    fprintf(to, "signs=%04x base=%s front=%d tail=%d", recipe_hadamard_signs(),
+            format_name(r->base), r->front, r->tail);
+    for (int i = 0; i < NUM_OPERANDS; i++) {
+        const Quantizer* q = &r->operands[i];
+        const struct { const char* name; int value; } ingredients[] = {
+            { "e5m2", q->e5m2 }, { "tile", q->tile }, { "rounding", q->rounding },
+            { "foursix", q->four_six }, { "hadamard", q->hadamard }, { "fresh", q->fresh_signs },
+            { "aligned", q->aligned }, { "unbiased", q->unbiased }, { "paper", q->paper_order },
+        };
+        fprintf(to, " %s=%s", operand_name(i), format_name(q->format));
+        for (size_t k = 0; k < sizeof(ingredients) / sizeof(ingredients[0]); k++) {
+            if (ingredients[k].value == 0) { continue; }
+            fprintf(to, ",%s=%d", ingredients[k].name, ingredients[k].value);
+        }
+    }
+    for (int i = 0; i < r->num_rules; i++) {
+        const RecipeRule* rule = &r->rules[i];
+        fprintf(to, " rule=%d,%d,%d-%d,%d@%d", rule->gemms, rule->linears, rule->first, rule->last,
+                rule->quantized, rule->automatic ? -1 : rule->step);
+    }
+    if (r->reset.threshold > 0.0f) {
+        fprintf(to, " oscireset=%g:%d:%d:%d", r->reset.threshold, r->reset.first, r->reset.period,
+                r->reset.window);
+    }
+    check(fclose(to) == 0, "out of memory: the meaning of a recipe");
+    return text;
 }
 
 // ---------------------------------------------------------------------------------------------

@@ -142,6 +142,13 @@ static inline void run_parse(TrainRun* run, int argc, char** argv) {
     run->local_amax = strcmp(run->config.amax, "local") == 0;
 }
 
+// The same recipe must mean the same to every rank, whatever it is called.
+static inline void run_agree_recipe(TrainRun* run) {
+    char* meaning = recipe_meaning(&run->recipe);
+    ranks_agree(&run->ranks, "the meaning of -p", meaning);
+    free(meaning);
+}
+
 // Of an operand of wgrad, tokens that share a scale must be on one rank: its rows are whole blocks.
 static inline void run_check_blocks(const TrainRun* run) {
     const TrainConfig* c = &run->config;
@@ -189,6 +196,7 @@ static inline void run_open(TrainRun* run, const char* program, const char* devi
     }
     recipe_set_length(&run->recipe, run->num_steps);
     run->recipe.step = run->start_step;
+    run_agree_recipe(run);
     size_t batch = (size_t)c->B * (size_t)c->T * sizeof(int);
     run->inputs = (int*)xmalloc(batch, "a batch of tokens");
     run->targets = (int*)xmalloc(batch, "a batch of tokens");
@@ -208,7 +216,10 @@ static inline char* run_settings(const TrainRun* run) {
     Flag flags[TRAIN_NUM_FLAGS];
     config.B = (int)run_batch_rows(run);
     train_config_flags(&config, flags);
-    return checkpoint_settings(flags, TRAIN_NUM_FLAGS, run->train.identity);
+    char* meaning = recipe_meaning(&run->recipe);
+    char* settings = checkpoint_settings(flags, TRAIN_NUM_FLAGS, run->train.identity, meaning);
+    free(meaning);
+    return settings;
 }
 
 // What a checkpoint of this step has besides masters and moments, and where that lies.

@@ -264,7 +264,7 @@ static void test_flag_text(void) {
           "-vt 123456789012");
     again = train_config_defaults();
     train_config_flags(&again, flags_again);
-    char* text = checkpoint_settings(flags, TRAIN_NUM_FLAGS, 7);
+    char* text = checkpoint_settings(flags, TRAIN_NUM_FLAGS, 7, "X=nvfp4");
     int rows = 0, equal_rows = 0;
     char* next = text;
     for (int i = 0; i < TRAIN_NUM_FLAGS; i++) {
@@ -279,7 +279,8 @@ static void test_flag_text(void) {
     report(rows == TRAIN_NUM_FLAGS && equal_rows == rows && again.learning_rate == c.learning_rate
            && again.final_fraction == c.final_fraction && again.weight_decay == c.weight_decay
            && again.seed == c.seed && again.val_tokens == c.val_tokens
-           && strcmp(next, "= training-data-checksum 0000000000000007\n") == 0,
+           && strcmp(next, "= training-data-checksum 0000000000000007\n"
+                           "? recipe-meaning X=nvfp4\n") == 0,
            "flags as text", "%d lines read back to the same values", rows);
     free(text);
 }
@@ -1060,7 +1061,7 @@ static void load_with_settings(const char* arguments) {
     State s = state_make(0);
     parse(&c, flags, arguments);
     checkpoint_load(in_workplace("ckpt"), 20, &s.config, s.params, s.m, s.v, NULL, whole(&s),
-                    checkpoint_settings(flags, TRAIN_NUM_FLAGS, 7));
+                    checkpoint_settings(flags, TRAIN_NUM_FLAGS, 7, "X=nvfp4"));
 }
 
 static void load_other_data(const char* directory) {
@@ -1069,16 +1070,18 @@ static void load_other_data(const char* directory) {
     State s = state_make(0);
     parse(&c, flags, "");
     checkpoint_load(in_workplace(directory), 20, &s.config, s.params, s.m, s.v, NULL, whole(&s),
-                    checkpoint_settings(flags, TRAIN_NUM_FLAGS, 8));
+                    checkpoint_settings(flags, TRAIN_NUM_FLAGS, 8, "X=nvfp4"));
 }
 
 static void compare_settings(const char* present) {
-    settings_compare("= -gc 1\n  -o a\n= -g auto\n", present, "state");
+    settings_compare("= -gc 1\n  -o a\n= -g auto\n? recipe-meaning X=nvfp4,tile=1\n", present,
+                     "state");
 }
 
 // Each flag in turn gets another value. Fails with: a flag marked wrongly in train_config_flags; a
 // key looked for without the space behind it (-g finds -gc); only the length of a value compared,
-// or all but its length; the data's checksum not marked.
+// or all but its length; the data's checksum not marked; a line marked '?' not compared, or missed
+// where it was not saved.
 static void test_checkpoint_settings(void) {
     static const BadCase altering[] = {
         { "-e d24", "was made with '-e d12', this run has '-e d24'" },
@@ -1109,6 +1112,11 @@ static void test_checkpoint_settings(void) {
     report(succeeds(compare_settings, "= -g auto\n  -o b\n= -gc 1\n")
            && fails_with("does not say which -x", compare_settings, "= -x 10\n"),
            "resume, older settings", "any order; one that was not stored is an error");
+    report(succeeds(compare_settings, "? recipe-meaning X=nvfp4,tile=1\n? of-later-programs 1\n")
+           && fails_with("was made with 'recipe-meaning X=nvfp4,tile=1', this run has "
+                         "'recipe-meaning X=nvfp4'", compare_settings,
+                         "? recipe-meaning X=nvfp4\n"),
+           "resume, recipe's meaning", "must be the same, if it was stored");
 }
 
 // What is left of the checkpoints of steps 10, 20, ..., 80 in a fresh directory.
@@ -1205,7 +1213,7 @@ int main(void) {
     TrainConfig c;
     Flag flags[TRAIN_NUM_FLAGS];
     parse(&c, flags, "");
-    test_settings = checkpoint_settings(flags, TRAIN_NUM_FLAGS, 7);
+    test_settings = checkpoint_settings(flags, TRAIN_NUM_FLAGS, 7, "X=nvfp4");
 
     test_flag_values();
     test_flag_errors();

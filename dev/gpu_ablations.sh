@@ -38,15 +38,25 @@ runs_of() {
     esac
 }
 
+# branch FOLDER OF RECIPE: a recipe that is nvfp4 up to update 0.82 * 3815 = 3128 goes on from that
+# run's checkpoint of update 3000
+branch() {
+    case $3 in nvfp4,*@0.82) ;; *) return ;; esac
+    if [ -f "$2/state_00003000.bin" ] && [ ! -f "$1/log.jsonl" ]; then
+        cp "$2"/log.jsonl "$2"/*_00003000.bin "$1"
+    fi
+}
+
 # train GPU MODEL RECIPE SEED: unless it is done
 train() {
     local gpu=$1 model=$2 steps=3815 warmup=200 folder="$out/$2/$3_seed$4"
     if [ "$model" = d12 ]; then steps=2304 warmup=150; fi
     if ! grep -q "^{\"step\":$steps,\"val_loss\"" "$folder/log.jsonl" 2>/dev/null; then
         mkdir -p "$folder"
+        branch "$folder" "$out/$2/nvfp4_seed$4" "$3"
         CUDA_VISIBLE_DEVICES=$gpu ./train_gpt2_nvfp4 -i "$train" -j "$val" -e "$model" -b 64 -t 1024 \
             -d 131072 -x "$steps" -k cosine -l 6e-4 -u "$warmup" -q 0 -v 200 -vt 1048576 -n 1000 \
-            -nk 1 -p "$3" -seed "$4" -o "$folder" -y 1 -pr 0 > "$folder/output.txt" 2>&1
+            -p "$3" -seed "$4" -o "$folder" -y 1 -pr 0 > "$folder/output.txt" 2>&1
     fi
     echo "$model $3, seed $4, GPU $gpu: $(tail -n 1 "$folder/log.jsonl") ($SECONDS s)"
 }

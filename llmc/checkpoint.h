@@ -132,8 +132,11 @@ static inline void checkpoint_check(int holds, const char* directory, int step,
 // ---------------------------------------------------------------------------------------------
 // Settings
 
-// The text stored in a checkpoint: every flag, what identifies the training data, and what the
-// recipe means (recipe.h). '?' marks what older programs did not write. The caller frees it.
+#define SETTINGS_RECIPE "= -p "
+#define SETTINGS_MEANING "? recipe-so-far "
+
+// The text stored in a checkpoint: every flag, what identifies the training data, and what the recipe
+// has meant so far (recipe.h). '?' marks what older programs did not write. The caller frees it.
 static inline char* checkpoint_settings(const Flag* flags, int count, uint64_t train_identity,
                                         const char* recipe_meaning) {
     char* text = NULL;
@@ -142,7 +145,7 @@ static inline char* checkpoint_settings(const Flag* flags, int count, uint64_t t
     check(memory != NULL, "out of memory: settings of the run");
     flags_text(memory, flags, count);
     fprintf(memory, "= training-data-checksum %016" PRIx64 "\n", train_identity);
-    fprintf(memory, "? recipe-meaning %s\n", recipe_meaning);
+    fprintf(memory, SETTINGS_MEANING "%s\n", recipe_meaning);
     check(fclose(memory) == 0, "out of memory: settings of the run");
     return text;
 }
@@ -156,20 +159,34 @@ static inline const char* settings_find(const char* text, const char* key, size_
     return text;
 }
 
-// Each setting of this run that alters the result ('=') must have the value it was saved with; one
-// marked '?', if it was saved.
+// Is the line of `present` that begins with `key` in `saved`, too?
+static inline int settings_equal(const char* saved, const char* present, const char* key) {
+    const char* old = settings_find(saved, key, strlen(key));
+    const char* line = settings_find(present, key, strlen(key));
+    size_t length = line != NULL ? strcspn(line, "\n") : 0;
+    return old != NULL && line != NULL && strcspn(old, "\n") == length
+        && strncmp(old, line, length) == 0;
+}
+
+// Each setting of this run that alters the result ('=') must have the value it was saved with. Of the
+// recipe, what it has meant so far: from here on it may mean something else. Older checkpoints have
+// only its name.
 static inline void settings_compare(const char* saved, const char* present, const char* path) {
+    int has_meaning = settings_find(saved, SETTINGS_MEANING, strlen(SETTINGS_MEANING)) != NULL;
+    int same_so_far = has_meaning && settings_equal(saved, present, SETTINGS_MEANING);
     for (const char* line = present; *line != '\0'; line = strchr(line, '\n') + 1) {
-        if (line[0] != '=' && line[0] != '?') { continue; }
+        if (line[0] != '=') { continue; }
         size_t key = strcspn(line + 2, " ") + 3, length = strcspn(line, "\n");
         const char* old = settings_find(saved, line, key);
-        if (old == NULL && line[0] == '?') { continue; }
         check(old != NULL, "%s does not say which %.*s it was made with", path, (int)key - 3,
               line + 2);
         size_t old_length = strcspn(old, "\n");
-        check(old_length == length && strncmp(old, line, length) == 0,
-              "%s was made with '%.*s', this run has '%.*s'; a run resumes with the settings it "
-              "had", path, (int)old_length - 2, old + 2, (int)length - 2, line + 2);
+        int is_recipe = strncmp(line, SETTINGS_RECIPE, strlen(SETTINGS_RECIPE)) == 0;
+        int equal = old_length == length && strncmp(old, line, length) == 0;
+        if (is_recipe && has_meaning) { equal = same_so_far; }
+        check(equal, "%s was made with '%.*s', this run has '%.*s'; a run resumes with the settings "
+              "it had%s", path, (int)old_length - 2, old + 2, (int)length - 2, line + 2,
+              is_recipe ? "; only what a recipe does from the next update on may change" : "");
     }
 }
 

@@ -537,10 +537,11 @@ static inline unsigned recipe_hadamard_signs(void) {
     return signs;
 }
 
-// What is done to which operand when, in one line: what ranks must agree on, and a checkpoint with
-// who resumes from it. An ingredient that is off is not written, so a program that has learned more
-// of them writes the same line. The caller frees it.
-static inline char* recipe_meaning(const Recipe* r) {
+// What is done to which operand before update `until`, in one line: what ranks must agree on (INT_MAX:
+// for the whole run), and a checkpoint of that step with who resumes from it, so that a run may be
+// continued with other plans for the rest. An ingredient that is off is not written, so a program
+// that has learned more of them writes the same line. The caller frees it.
+static inline char* recipe_meaning(const Recipe* r, int until) {
     char* text = NULL;
     size_t bytes = 0;
     FILE* to = open_memstream(&text, &bytes);
@@ -562,10 +563,11 @@ static inline char* recipe_meaning(const Recipe* r) {
     }
     for (int i = 0; i < r->num_rules; i++) {
         const RecipeRule* rule = &r->rules[i];
+        if (!rule->automatic && rule->step >= until) { continue; }
         fprintf(to, " rule=%d,%d,%d-%d,%d@%d", rule->gemms, rule->linears, rule->first, rule->last,
                 rule->quantized, rule->automatic ? -1 : rule->step);
     }
-    if (r->reset.threshold > 0.0f) {
+    if (r->reset.threshold > 0.0f && r->reset.first < until) {
         fprintf(to, " oscireset=%g:%d:%d:%d", r->reset.threshold, r->reset.first, r->reset.period,
                 r->reset.window);
     }

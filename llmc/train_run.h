@@ -144,7 +144,7 @@ static inline void run_parse(TrainRun* run, int argc, char** argv) {
 
 // The same recipe must mean the same to every rank, whatever it is called.
 static inline void run_agree_recipe(TrainRun* run) {
-    char* meaning = recipe_meaning(&run->recipe);
+    char* meaning = recipe_meaning(&run->recipe, INT_MAX);
     ranks_agree(&run->ranks, "the meaning of -p", meaning);
     free(meaning);
 }
@@ -209,14 +209,15 @@ static inline void run_open(TrainRun* run, const char* program, const char* devi
 // ---------------------------------------------------------------------------------------------
 // Checkpoints and log. params, m, v (run->shards.own) lie in host memory.
 
-// The settings as a checkpoint holds them, which has nothing to do with the number of ranks: -b is
-// what one rank would have been told, the rows of all ranks together. The caller frees the text.
-static inline char* run_settings(const TrainRun* run) {
+// The settings as a checkpoint of `step` holds them, which has nothing to do with the number of
+// ranks: -b is what one rank would have been told, the rows of all ranks together. The caller frees
+// the text.
+static inline char* run_settings(const TrainRun* run, int step) {
     TrainConfig config = run->config;
     Flag flags[TRAIN_NUM_FLAGS];
     config.B = (int)run_batch_rows(run);
     train_config_flags(&config, flags);
-    char* meaning = recipe_meaning(&run->recipe);
+    char* meaning = recipe_meaning(&run->recipe, step);
     char* settings = checkpoint_settings(flags, TRAIN_NUM_FLAGS, run->train.identity, meaning);
     free(meaning);
     return settings;
@@ -238,7 +239,7 @@ static inline CheckpointExtras run_extras(const TrainRun* run, int step) {
 static inline void run_load(TrainRun* run, float* params, float* m, float* v) {
     const TrainConfig* c = &run->config;
     if (run->checkpoint >= 0) {
-        char* settings = run_settings(run);
+        char* settings = run_settings(run, run->checkpoint);
         CheckpointExtras extras = run_extras(run, run->checkpoint);
         uint64_t checksum = checkpoint_load(c->output_dir, run->checkpoint, &run->model, params, m,
                                             v, &extras, run->shards.own, settings);
@@ -257,7 +258,7 @@ static inline void run_load(TrainRun* run, float* params, float* m, float* v) {
 static inline void run_save(TrainRun* run, int step, const float* params, const float* m,
                             const float* v) {
     const TrainConfig* c = &run->config;
-    char* settings = run_settings(run);
+    char* settings = run_settings(run, step);
     CheckpointExtras extras = run_extras(run, step);
     if (run->ranks.rank == 0) { directory_create(c->output_dir); }
     checkpoint_save(c->output_dir, step, &run->model, params, m, v, &extras, &run->shards,

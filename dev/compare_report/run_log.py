@@ -163,10 +163,12 @@ def read_lines(run, text, path):
 
 
 def add_run_line(run, info):
-    """A start or a resume: the steps from its first one on will be done again."""
+    """A start or a resume: the steps from its first one on will be done again. A resumed run may
+    have another recipe, if that means the same for the steps before (checkpoint.h): it is the run
+    of that recipe."""
     flags = info.get("flags", {})
     if run.info:
-        changed = [name for name in flags if name not in (*WITHOUT_EFFECT, "-i", "-j")
+        changed = [name for name in flags if name not in (*WITHOUT_EFFECT, "-i", "-j", "-p")
                    and flags[name] != run.flags.get(name)]
         if changed:
             run.notes.append(f"resumed with another {', '.join(changed)}")
@@ -177,8 +179,8 @@ def add_run_line(run, info):
         run.notes.append(f"resumed from step {first}, having been at {max(run.steps) + 1}")
     run.steps = {s: step for s, step in run.steps.items() if s < first}
     run.evaluations = {s: loss for s, loss in run.evaluations.items() if s < first}
-    run.info = run.info or info
-    run.flags = run.flags or flags
+    run.info = dict(run.info or info, recipe=info.get("recipe"))
+    run.flags = dict(run.flags or flags, **{"-p": flags.get("-p")})
 
 
 def add_step_line(run, entry):

@@ -280,7 +280,7 @@ static void test_flag_text(void) {
            && again.final_fraction == c.final_fraction && again.weight_decay == c.weight_decay
            && again.seed == c.seed && again.val_tokens == c.val_tokens
            && strcmp(next, "= training-data-checksum 0000000000000007\n"
-                           "? recipe-meaning X=nvfp4\n") == 0,
+                           "? recipe-so-far X=nvfp4\n") == 0,
            "flags as text", "%d lines read back to the same values", rows);
     free(text);
 }
@@ -1074,8 +1074,12 @@ static void load_other_data(const char* directory) {
 }
 
 static void compare_settings(const char* present) {
-    settings_compare("= -gc 1\n  -o a\n= -g auto\n? recipe-meaning X=nvfp4,tile=1\n", present,
+    settings_compare("= -gc 1\n  -o a\n= -g auto\n= -p nvfp4\n? recipe-so-far X=nvfp4\n", present,
                      "state");
+}
+
+static void compare_old_settings(const char* present) {
+    settings_compare("= -p bf16\n", present, "state");
 }
 
 // Each flag in turn gets another value. Fails with: a flag marked wrongly in train_config_flags; a
@@ -1085,7 +1089,6 @@ static void compare_settings(const char* present) {
 static void test_checkpoint_settings(void) {
     static const BadCase altering[] = {
         { "-e d24", "was made with '-e d12', this run has '-e d24'" },
-        { "-p bf16", "this run has '-p bf16'" },
         { "-g emulated", "this run has '-g emulated'" },
         { "-b 5", "was made with '-b 4', this run has '-b 5'" },
         { "-t 512", "this run has '-t 512'" },
@@ -1105,18 +1108,24 @@ static void test_checkpoint_settings(void) {
     report(fails_with("training-data-checksum", load_other_data, "ckpt"), "resume, other data",
            "is refused");
     const char* harmless = "-i a -j b -v 5 -vt 99999 -s 3 -sn 7 -o c -n 9 -nk 2 -nm 50 -y 1 -pr 0 "
-                           "-z 2 -rt 5 -ra host:1";
-    int harmless_count = 15;
+                           "-z 2 -rt 5 -ra host:1 -p nvfp4,all=bf16@900";
+    int harmless_count = 16;
     report(succeeds(load_with_settings, harmless) && count + harmless_count == TRAIN_NUM_FLAGS,
            "resume, harmless settings", "%d flags may change, %d may not", harmless_count, count);
     report(succeeds(compare_settings, "= -g auto\n  -o b\n= -gc 1\n")
            && fails_with("does not say which -x", compare_settings, "= -x 10\n"),
            "resume, older settings", "any order; one that was not stored is an error");
-    report(succeeds(compare_settings, "? recipe-meaning X=nvfp4,tile=1\n? of-later-programs 1\n")
-           && fails_with("was made with 'recipe-meaning X=nvfp4,tile=1', this run has "
-                         "'recipe-meaning X=nvfp4'", compare_settings,
-                         "? recipe-meaning X=nvfp4\n"),
-           "resume, recipe's meaning", "must be the same, if it was stored");
+    report(succeeds(compare_settings, "= -p other\n? recipe-so-far X=nvfp4\n? of-later-programs 1\n")
+           && fails_with("was made with '-p nvfp4', this run has '-p other'; a run resumes with the "
+                         "settings it had; only what a recipe does from the next update on",
+                         compare_settings, "= -p other\n? recipe-so-far X=mxfp4\n")
+           && fails_with("was made with '-p nvfp4'", compare_settings,
+                         "= -p nvfp4\n? recipe-so-far X=nvfp4,tile=1\n"),
+           "resume, another recipe", "if it has meant the same so far");
+    report(fails_with("was made with '-p bf16', this run has '-p other'", compare_old_settings,
+                      "= -p other\n? recipe-so-far X=nvfp4\n")
+           && succeeds(compare_old_settings, "= -p bf16\n? recipe-so-far X=nvfp4\n"),
+           "resume, older recipe", "its name is compared");
 }
 
 // What is left of the checkpoints of steps 10, 20, ..., 80 in a fresh directory.

@@ -89,7 +89,7 @@ CUDA_TESTS = $(patsubst dev/test/%.cu,build/test/cuda/%,$(wildcard dev/test/*.cu
 CPU_TESTS  = $(filter $(wildcard dev/test/*.cu),$(patsubst %,dev/test/%.cu,\
                  test_quantize test_quantize_any test_e2m1_instruction test_gemm test_gemm_fp4 \
                  test_gemm_fp8 test_layers test_attention test_numbers_cuda test_self_test \
-                 test_model test_recipes_cuda test_ranks_model))
+                 test_model test_recipes_cuda test_guards_cuda test_ranks_model))
 CUDA_TESTS_ON_CPU = $(CPU_TESTS:dev/test/%.cu=build/test/cpu/%)
 BENCHES    = $(patsubst dev/bench/%.c,build/bench/%,$(wildcard dev/bench/*.c)) \
              $(if $(WHY_NO_CUDA),,$(patsubst dev/bench/%.cu,build/bench/cuda/%,$(wildcard dev/bench/*.cu)))
@@ -120,7 +120,8 @@ test_gpt2 dev/nvfp4_quantize: %: %.c Makefile | build need-openblas
 	$(CC) $(CFLAGS) $(DEPENDENCIES) -o $@ $< $(LIBS)
 
 # They include the trainer and use a part of it.
-test_gpt2 build/test/test_ranks_equal build/test/test_recipes: CFLAGS += -Wno-unused-function
+test_gpt2 build/test/test_ranks_equal build/test/test_recipes build/test/test_guards: \
+    CFLAGS += -Wno-unused-function
 
 build/test/%: dev/test/%.c Makefile | build
 	$(CC) $(CFLAGS) $(DEPENDENCIES) -o $@ $< $(LIBS)

@@ -25,6 +25,7 @@ number of threads.
 #include <string.h>
 #include "llmc/adamw.h"             // adamw_element
 #include "llmc/gpt2.h"              // GPT2Config, ParamSpec, gpt2_init
+#include "llmc/guards.h"            // Guards: look for silent faults
 #include "llmc/layers_cpu.h"        // encoder, layernorm, attention, gelu, classifier
 #include "llmc/noise_trigger.h"     // when @auto rules of a recipe begin to hold
 #include "llmc/osci_reset.h"        // weights that oscillate between two codes
@@ -93,6 +94,7 @@ typedef struct {
     float* v;               // (own)
     Weights weights;        // the quantized ones
     Oscillation oscillation;
+    Guards* guards;         // NULL: nobody looks for silent faults
     Activations acts;
     Linear linear;
     int B, T;               // most that acts can hold
@@ -358,6 +360,19 @@ static void gpt2_zero_grad(GPT2* model) {
     }
 }
 
+// What guards.h looks at when the gradients are complete; grads (part).
+static void gpt2_count_guards(const GPT2* model, const float* grads) {
+    const Weights* w = &model->weights;
+    guards_count_gradients(model->guards, grads);
+    if (!guards_compare_weights(model->guards)) { return; }
+    for (int i = 0; i <= NUM_LINEARS; i++) {
+        Range plain = w->ranges.plain[i];
+        guards_add_weights(model->guards, model->working + plain.first,
+                           plain.count * sizeof(float));
+    }
+    guards_add_weights(model->guards, w->codes, w->ranges.num_coded / 2);
+}
+
 // Length of the gradient over all parameters. Sums of 65,536 squares each, then their sum in
 // double: the order does not depend on the number of threads. Each rank takes its part.
 static float gpt2_gradient_norm(const GPT2* model) {
@@ -374,8 +389,8 @@ static float gpt2_gradient_norm(const GPT2* model) {
     double total = 0.0;
     for (size_t i = 0; i < chunks; i++) { total += sums[i]; }
     free(sums);
-    ranks_sum_double(model->shards.ranks, &total, 1, "gradient norm");
-    return (float)sqrt(total);
+    gpt2_count_guards(model, grads);
+    return (float)sqrt(guards_sum(model->guards, total, model->shards.ranks));
 }
 
 // What OsciReset does with the weights of this rank that it watches in update `step`.
@@ -503,11 +518,14 @@ static float train_step(GPT2* model, TrainRun* run, int step, float learning_rat
     float dloss = share / (float)(c->B * c->T * ranks);
     double difference = 0.0;
     gpt2_zero_grad(model);
+    guards_begin(model->guards, step);
     for (int micro = 0; micro < run->micro_steps; micro++) {
         run_batch(run, step, micro);
+        model->linear.scale_counts = guards_scale_counts(model->guards, micro);
         model->micro_step = (uint32_t)step * (uint32_t)run->micro_steps + (uint32_t)micro;
         loss += share * gpt2_forward(model, run->inputs, run->targets, c->B, c->T, dloss);
         gpt2_backward(model, run->inputs, c->B, c->T);
+        model->linear.scale_counts = NULL;
         if (measures && micro == 0) {
             difference = gpt2_draw_again(model, run->inputs, run->targets, c->B, c->T, dloss);
         }
@@ -568,6 +586,7 @@ int main(int argc, char** argv) {
                &run.shards);
     model.linear.micro_steps = (uint32_t)run.micro_steps;
     model.linear.local_amax = run.local_amax;
+    model.guards = run.guards;
     run.sums[0] = model.oscillation.d_w;
     run.sums[1] = model.oscillation.d_q;
     run_load(&run, model.params, model.m, model.v);
@@ -579,6 +598,7 @@ int main(int argc, char** argv) {
         if (run_is_due(&run, run.config.val_every, step)) {
             run_report_val(&run, step, estimate_loss(&model, &run));
         }
+        run_report_guards(&run, step);
         if (run_is_due(&run, run.config.sample_every, step)) { generate(&model, &run, step); }
         if (run_saves(&run, step)) { run_save(&run, step, model.params, model.m, model.v); }
         if (step == run.num_steps) { break; }

@@ -40,6 +40,7 @@ Errors end the program with one message; a library would return them.
 #include "llmc/encoder.cuh"         // encoder_forward, encoder_backward, TokenIndex
 #include "llmc/gelu.cuh"            // gelu_forward, gelu_backward
 #include "llmc/global_norm.cuh"     // global_norm_squared, sum_losses
+#include "llmc/guards.cuh"          // DeviceGuards: look for silent faults
 #include "llmc/layernorm.cuh"       // layernorm_forward, layernorm_backward
 #include "llmc/linear.cuh"          // linear_forward, linear_backward
 #include "llmc/multi_rank_nccl.cuh" // DeviceRanks: collectives between GPUs
@@ -127,6 +128,7 @@ template <typename Real> struct GPT2 {
     float* v;               // (own)
     Weights weights;        // those that come from other ranks
     Oscillation oscillation;
+    DeviceGuards guards;
     Activations<Real> acts;
     Linear linear;
     Gemm gemm;
@@ -673,20 +675,34 @@ template <typename Real> static float gpt2_loss_sum(const GPT2<Real>* model) {
     return sum;
 }
 
+// What guards.h looks at when the gradients are complete; grads (part).
+template <typename Real>
+static void gpt2_count_guards(const GPT2<Real>* model, const float* grads) {
+    const Weights* w = &model->weights;
+    device_guards_count_gradients(&model->guards, grads, model->stream);
+    if (!guards_compare_weights(model->guards.host)) { return; }
+    for (int i = 0; i <= NUM_LINEARS; i++) {
+        Range plain = w->ranges.plain[i];
+        device_guards_add_weights(&model->guards, model->working + plain.first,
+                                  plain.count * sizeof(Real), model->stream);
+    }
+    device_guards_add_weights(&model->guards, w->codes, w->ranges.num_coded / 2, model->stream);
+}
+
 // Length of the gradient over all parameters, of which each rank takes its part. Waits for the GPU.
 template <typename Real> static float gpt2_gradient_norm(const GPT2<Real>* model) {
     float squared;
     Range part = model->shards.part;
-    global_norm_squared(model->norm_squared,
-                        model->own_grads + (part.first - model->shards.own.first), part.count,
-                        model->acts.norm_scratch, model->stream);
+    const float* grads = model->own_grads + (part.first - model->shards.own.first);
+    global_norm_squared(model->norm_squared, grads, part.count, model->acts.norm_scratch,
+                        model->stream);
+    gpt2_count_guards(model, grads);
     device_ranks_wait(model->ranks, model->stream);
     cudaCheck(cudaMemcpyAsync(&squared, model->norm_squared, sizeof(float), cudaMemcpyDeviceToHost,
                               model->stream));
+    device_guards_read(&model->guards, model->stream);
     cudaCheck(cudaStreamSynchronize(model->stream));
-    double total = (double)squared;
-    ranks_sum_double(model->shards.ranks, &total, 1, "gradient norm");
-    return sqrtf((float)total);
+    return sqrtf((float)guards_sum(model->guards.host, squared, model->shards.ranks));
 }
 
 // Stops the program if an operand of a quantized GEMM was not finite. Waits for the GPU.
@@ -826,6 +842,7 @@ static float train_step(GPT2<Real>* model, TrainRun* run, int step, float learni
     int ranks = run->ranks.size;
     gpt2_zero_grad(model);
     gpt2_zero_loss(model);
+    device_guards_begin(&model->guards, step, model->stream);
     int measures = noise_trigger_due(&model->recipe, run->num_steps, step);
     float share = 1.0f / (float)run->micro_steps, dloss = share / (float)(c->B * c->T * ranks);
     double difference = 0.0;
@@ -836,8 +853,10 @@ static float train_step(GPT2<Real>* model, TrainRun* run, int step, float learni
             difference = gpt2_noise_squares(model, run->inputs, run->targets, c->B, c->T, dloss);
         }
         model->last_micro = micro + 1 == run->micro_steps;
+        model->linear.scale_counts = device_guards_scale_counts(&model->guards, micro);
         gpt2_forward(model, run->inputs, run->targets, c->B, c->T, dloss);
         gpt2_backward(model, c->B, c->T);
+        model->linear.scale_counts = NULL;
         device_ranks_mark(model->ranks, "a micro-batch", model->stream);
     }
     gpt2_finish_grads(model);
@@ -920,6 +939,7 @@ template <typename Real> static void train(TrainRun* run, const cudaDeviceProp* 
     gpt2_build(&model, run->model, run->recipe, hardware, run->config.B, run->config.T,
                run->config.seed, &run->shards, &ranks);
     model.linear.local_amax = run->local_amax;
+    device_guards_open(&model.guards, run->guards);
     device_memory_print();
 
     // masters and moments (own) as checkpoints hold them
@@ -948,6 +968,7 @@ template <typename Real> static void train(TrainRun* run, const cudaDeviceProp* 
         if (run_is_due(run, run->config.val_every, step)) {
             run_report_val(run, step, estimate_loss(&model, run));
         }
+        run_report_guards(run, step);
         if (run_is_due(run, run->config.sample_every, step)) { generate(&model, run, step); }
         if (run_saves(run, step)) {
             gpt2_get_state(&model, params_cpu, m_cpu, v_cpu);

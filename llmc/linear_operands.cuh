@@ -8,6 +8,7 @@ which operand, and when, is said there and in recipe.h.
 
 #include "device_memory.cuh"
 #include "gemm.cuh"
+#include "guards.cuh"
 #include "multi_rank_nccl.cuh"
 #include "quantize.cuh"
 #include "quantize_any.cuh"
@@ -31,6 +32,7 @@ typedef struct {
     DeviceRanks* ranks;         // each of which has its rows of the tokens; NULL: one rank
     int local_amax;             // 1: each rank uses the amax of its own rows
     OperandObserver observe;    // NULL: nobody looks
+    uint64_t* scale_counts;     // (NUM_OPERANDS, NUM_SCALE_COUNTS) guards.h; NULL: not now
     Gemm* gemm;
     E2m1Conversion conversion;  // how the base recipe's E2M1 codes are made on this GPU
     int* nonfinite;             // (1) tells which operand first was not finite: see quantize_alpha
@@ -248,6 +250,15 @@ static void linear_transpose_weight(const Nvfp4Matrix* wT_q, const Nvfp4Matrix* 
 // ---------------------------------------------------------------------------------------------
 // Products
 
+// Of which operands the scales are counted.
+static inline CountedOperand linear_counted(const Nvfp4Matrix* q, int operand, const Linear* l) {
+    int rank = l->ranks == NULL ? 0 : l->ranks->ranks->rank;
+    CountedOperand c = { *q, l->recipe->operands[operand].format,
+                         l->scale_counts + operand * NUM_SCALE_COUNTS };
+    if (!guard_counts_here(operand, rank)) { c.q.rows = 0; }
+    return c;
+}
+
 // D (M,N) = A (M,K) @ B (N,K)^T; or added to D if that is FP32: the gradient of a weight.
 // source_amax: NULL, or where B is aligned that of the matrix whose codes it was made from.
 template <typename Real>
@@ -262,6 +273,10 @@ static void linear_gemm(Real* D, const Nvfp4Matrix* A, const Nvfp4Matrix* B, int
     about.source = l->recipe->operands[operand_b == OPERAND_XT ? OPERAND_X : OPERAND_W];
     quantize_any_alpha(l->alpha, l->nonfinite, A->amax, B->amax, tag + operand_a, tag + operand_b,
                        about, l->stream);
+    if (l->scale_counts != NULL) {
+        device_scales_count(linear_counted(A, operand_a, l), linear_counted(B, operand_b, l),
+                            l->stream);
+    }
     GemmResult result = sizeof(Real) == sizeof(float) ? GEMM_ADDS_FP32 : GEMM_STORES_BF16;
     gemm_quantized(l->gemm, D, result, A, qa, B, qb, l->alpha, l->stream);
 }

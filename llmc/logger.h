@@ -7,6 +7,8 @@ The log of a run: DIR/log.jsonl, one JSON object a line.
     {"step":80,"noise_ratio":1.68,"trigger":81}     noise_trigger.h; the last if it fired, and from when
     {"step":99,"resets":1234}                       weights that OsciReset has set
     {"wire":{"amax":96,"gradients":1048576,...}}    bytes that all ranks send in an update
+    {"step":12,"guard":"underflow","of":"dY","value":0.061}     an alarm of guards.h
+    {"step":100,"guards":{"zero_gradient":0,...}}               what it has counted so far
 
 Every line is on its way to the disk before the next step begins. C11 that also compiles as C++17.
 */

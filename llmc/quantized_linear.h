@@ -29,6 +29,7 @@ whole tensor. So a rank's rows get the codes that one rank would have given them
 #define LLMC_QUANTIZED_LINEAR_H
 
 #include "gemm_cpu.h"
+#include "guards.h"
 #include "hadamard.h"
 #include "multi_rank.h"
 #include "quantizer.h"
@@ -60,6 +61,7 @@ typedef struct {
     Ranks* ranks;               // each of which has its rows of the tokens
     int local_amax;             // 1: each rank uses the amax of its own rows
     OperandObserver observe;    // NULL: nobody looks
+    uint64_t* scale_counts;     // (NUM_OPERANDS, NUM_SCALE_COUNTS) guards.h; NULL: not now
     uint32_t* amax_x;           // (L, NUM_LINEARS) of X in the latest forward pass, as bits
     uint8_t* codes;             // for the largest operand
     uint8_t* block_scales;
@@ -135,6 +137,10 @@ static inline Rotation linear_rotation(int gemm, int K, const Linear* l) {
 static inline void linear_observe(const Linear* l, int operand, const float* source,
                                   const Nvfp4Matrix* quantized) {
     if (l->observe != NULL) { l->observe(l->layer, l->linear, operand, source, quantized); }
+    if (l->scale_counts != NULL && guard_counts_here(operand, l->ranks->rank)) {
+        scales_count(l->scale_counts + operand * NUM_SCALE_COUNTS, quantized,
+                     l->recipe->operands[operand].format);
+    }
 }
 
 static inline void linear_check_finite(uint32_t amax_bits, int operand, const Linear* l) {

@@ -12,7 +12,7 @@ C11 that also compiles as C++17.
 #include "multi_rank.h"
 #include "schedule.h"
 
-#define TRAIN_NUM_FLAGS 30
+#define TRAIN_NUM_FLAGS 31
 
 typedef struct {
     // data
@@ -45,6 +45,7 @@ typedef struct {
     int keep_multiples;         // checkpoints of steps that are multiples of this stay; 0: none
     int resume;
     int progress;               // line with percentage and time left; -1: only on a terminal
+    int guards;                 // look for silent faults; guards.h explains
     // many ranks; multi_rank.h and shards.h explain
     int zero;                   // what a rank holds: 0 everything, 1, 2 its part
     const char* amax;           // of an operand: "global", of all ranks' rows, or "local"
@@ -80,6 +81,7 @@ static inline TrainConfig train_config_defaults(void) {
     c.keep_multiples = 0;
     c.resume = 0;
     c.progress = -1;
+    c.guards = 1;
     c.zero = 0;
     c.amax = "global";
     c.timeout = RANKS_TIMEOUT;
@@ -119,6 +121,7 @@ static inline void train_config_flags(TrainConfig* c, Flag* flags /* (TRAIN_NUM_
         { "-nm",   'i', &c->keep_multiples,   0, many,  0, "always keep multiples of N (0: off)" },
         { "-y",    'i', &c->resume,           0, 1,     0, "1: resume from the newest in -o" },
         { "-pr",   'i', &c->progress,        -1, 1,     0, "progress line: 0, 1, -1: if terminal" },
+        { "-gd",   'i', &c->guards,           0, 1,     0, "guards: 1 looks for silent faults" },
         { "-z",    'i', &c->zero,             0, 2,     0, "ZeRO level: what a rank holds" },
         { "-amax", 's', &c->amax,             0, 0,     1, "amax over the ranks: global or local" },
         { "-rt",   'f', &c->timeout,          0, 1e6,   0, "seconds until a silent rank is lost" },

@@ -16,6 +16,7 @@ C11 that also compiles as C++17.
 #include "checkpoint.h"
 #include "dataloader.h"
 #include "gpt2.h"
+#include "guards.h"
 #include "logger.h"
 #include "noise_trigger.h"
 #include "osci_reset.h"
@@ -36,6 +37,7 @@ typedef struct {
     Recipe recipe;
     Ranks ranks;
     Shards shards;              // of the model's parameters
+    Guards* guards;             // NULL: -gd 0
     int local_amax;             // -amax local
     DataLoader train, val;      // val is open only if the run validates
     int* inputs;                // (B,T) the micro-batch at hand
@@ -197,6 +199,7 @@ static inline void run_open(TrainRun* run, const char* program, const char* devi
     recipe_set_length(&run->recipe, run->num_steps);
     run->recipe.step = run->start_step;
     run_agree_recipe(run);
+    run->guards = c->guards ? guards_open(&run->model, &run->shards) : NULL;
     size_t batch = (size_t)c->B * (size_t)c->T * sizeof(int);
     run->inputs = (int*)xmalloc(batch, "a batch of tokens");
     run->targets = (int*)xmalloc(batch, "a batch of tokens");
@@ -364,6 +367,34 @@ static inline void run_report_wire(TrainRun* run) {
                    sent[RANKS_WEIGHTS], sent[RANKS_OTHER]);
 }
 
+// The alarms of an update with this loss.
+static inline void run_report_alarms(TrainRun* run, int step, double loss) {
+    int n = run->guards != NULL ? guards_look(run->guards, loss) : 0;
+    for (int i = 0; i < n && run->ranks.rank == 0; i++) {
+        GuardAlarm alarm = run->guards->news[i];
+        guard_log_alarm(&run->log, step, run->guards, alarm);
+        run_end_progress(run);
+        run->last_line = 0.0;
+        printf("step %d/%d | guard: ", step + 1, run->num_steps);
+        guard_print_alarm(stdout, run->guards, alarm);
+        printf("\n");
+        fflush(stdout);
+    }
+}
+
+// After `step` updates: what the guards have seen so far goes to the log every 100 updates and with
+// every validation, and at the end of the run to the terminal, too.
+static inline void run_report_guards(TrainRun* run, int step) {
+    int end = step == run->num_steps;
+    int due = end || step % 100 == 0 || run_is_due(run, run->config.val_every, step);
+    if (run->guards == NULL || step == run->start_step || !due || run->ranks.rank > 0) { return; }
+    guards_log(&run->log, step, run->guards);
+    if (!end) { return; }
+    run_end_progress(run);
+    run->last_line = 0.0;
+    guards_print(stdout, run->guards);
+}
+
 // One update has taken `ms`. peak_share is the share of the device's peak rate, joules those
 // per token; NaN if unknown. A terminal gets one line that is overwritten; a file gets at
 // most one line a second.
@@ -377,6 +408,7 @@ static inline void run_report_step(TrainRun* run, int step, float loss, float no
     check(isfinite(loss) && isfinite(norm), "step %d: loss %g and gradient norm %g are not finite; "
           "the checkpoints written before are good; try a lower -l, or the recipe with more tail=",
           step, loss, norm);
+    run_report_alarms(run, step, loss);
     double now = seconds_now();
     int last = step + 1 == run->num_steps;
     if (run->ranks.rank > 0) { return; }

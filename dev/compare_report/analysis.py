@@ -98,7 +98,8 @@ def train_loss_at_end(run, steps=LAST_STEPS):
 
 
 def spikes(run):
-    """[{"step", "updates", "height"}]: an update is in a spike if its loss is above
+    """[{"step", "updates", "height"}], by the definition of llmc/loss_spike.h, which warns of them
+    while the trainers run: an update is in a spike if its loss is above
 
         median + max(SPIKE_SIGMAS * 1.4826 * median absolute deviation, SPIKE_NATS)
 
@@ -186,7 +187,7 @@ def describe(run, price):
         directory=run.directory, name=run.name, recipe=run.recipe, seed=run.seed, ranks=run.ranks,
         num_steps=run.num_steps, updates=max(run.steps, default=-1) + 1, finished=run.finished,
         train_loss=train_loss_at_end(run), val_loss=run.evaluations.get(last), val_step=last,
-        spikes=spikes(run), diverged=divergence(run), notes=run.notes)
+        spikes=spikes(run), diverged=divergence(run), alarms=run.alarms, notes=run.notes)
 
 
 # -------------------------------------------------------------------------------------------------

@@ -272,6 +272,14 @@ def missing_fields(c):
             if all(m.get(name) is None for m in measures(c).values())]
 
 
+def alarms_text(alarms):
+    if alarms is None:
+        return MISSING
+    found = [f"{a['guard']} of {a['of']} (step {a['step']})" for a in alarms]
+    more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+    return ", ".join(found[:3]) + more if found else "none"
+
+
 def stability_table(c):
     rows = []
     for run in c["runs"]:
@@ -280,9 +288,10 @@ def stability_table(c):
         more = f", and {len(spikes) - 3} more" if len(spikes) > 3 else ""
         rows.append([run["name"], str(run["seed"]), text(run["norm_median"], ".3f"),
                      text(run["norm_max"], ".2f"), percent(run["clipped"]),
-                     ", ".join(spikes[:3]) + more if spikes else "none", run["diverged"] or "no"])
+                     ", ".join(spikes[:3]) + more if spikes else "none", run["diverged"] or "no",
+                     alarms_text(run["alarms"])])
     return ("table", ["recipe", "seed", "gradient norm, median", "largest", "clipped", "spikes",
-                      "diverged"], rows)
+                      "diverged", "alarms of guards"], rows)
 
 
 def run_table(c):

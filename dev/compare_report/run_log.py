@@ -9,6 +9,9 @@ can be read. Fields that today's logger does not write are read where they are a
     {"step":7,...,"joules":210.5}                   of all GPUs of the run, in this update
     {"memory":{"device_bytes":30000000000}}         the most that was in use, one GPU
     {"step":100,"checkpoint":{"bytes":1500000000,"seconds":2.5}}
+
+Alarms of the trainer's guards (llmc/guards.h) are lines {"step":7,"guard":"underflow","of":"dY"};
+a line {"step":100,"guards":{...}} says that there were guards, though no alarm.
 """
 import glob
 import json
@@ -24,7 +27,8 @@ PEAK_ROW = re.compile(r'\{ "([^"]+)", ([\d.]+e\d+) \}')
 
 
 # Flags that do not change what a run computes.
-WITHOUT_EFFECT = ("-o", "-n", "-nk", "-nm", "-y", "-pr", "-rt", "-ra", "-s", "-sn", "-z")
+WITHOUT_EFFECT = ("-o", "-n", "-nk", "-nm", "-y", "-pr", "-rt", "-ra", "-s", "-sn", "-z",
+                  "-gd")
 
 
 class ReportError(Exception):
@@ -77,6 +81,7 @@ class Run:
         self.flags = {}
         self.steps = {}             # step -> {"loss", "norm", "lr", "ms", "tok_s", "joules"}
         self.evaluations = {}       # step -> loss or None
+        self.alarms = None          # [{"step", "guard", "of"}]; None: the run had no guards
         self.device_bytes = None
         self.checkpoint = None      # {"bytes", "seconds"}
         self.notes = []             # what a reader of the report has to know of this log
@@ -179,6 +184,7 @@ def add_run_line(run, info):
         run.notes.append(f"resumed from step {first}, having been at {max(run.steps) + 1}")
     run.steps = {s: step for s, step in run.steps.items() if s < first}
     run.evaluations = {s: loss for s, loss in run.evaluations.items() if s < first}
+    run.alarms = run.alarms and [alarm for alarm in run.alarms if alarm["step"] < first]
     run.info = dict(run.info or info, recipe=info.get("recipe"))
     run.flags = dict(run.flags or flags, **{"-p": flags.get("-p")})
 
@@ -189,10 +195,14 @@ def add_step_line(run, entry):
         run.evaluations[step] = finite(entry["val_loss"])
     elif "checkpoint" in entry:
         run.checkpoint = entry["checkpoint"]
+    elif "guards" in entry or "guard" in entry:
+        alarm = {name: entry.get(name) for name in ("step", "guard", "of")}
+        run.alarms = (run.alarms or []) + ([alarm] if "guard" in entry else [])
     elif "loss" in entry:
         if step <= next(reversed(run.steps), -1):       # repeated without a line that says so
             run.steps = {s: old for s, old in run.steps.items() if s < step}
             run.evaluations = {s: old for s, old in run.evaluations.items() if s <= step}
+            run.alarms = run.alarms and [alarm for alarm in run.alarms if alarm["step"] < step]
             run.notes.append(f"went back to step {step}")
         run.steps[step] = {name: finite(entry.get(name))
                            for name in ("loss", "norm", "lr", "ms", "tok_s", "joules")}

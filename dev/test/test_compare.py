@@ -18,9 +18,10 @@ rank's peak, B200 for GB200; data, -vt, -k, tokens of an update unchecked, -b ch
 ignored, a seed twice; resuming one step early, evaluations and steps kept over a resume, NaN taken,
 a cut line called rubbish, finished without evaluation, checkpoints unseen, '=' in a directory; ids
 that clash, a crooked table, memory invented, 0 for missing, every point drawn, a trace for a
-missing matplotlib; no -y, finished or diverged runs repeated, settings or defaults unchecked, 6e-4
-against 0.0006, the GPU not chosen or shared, no lock, trainers left, another -n, failures
-unnoticed, status 0, the file before the command line, SIGTERM, -x with --logs.
+missing matplotlib; alarms kept over a resume, a run without guards called quiet; no -y, finished or
+diverged runs repeated, settings or defaults unchecked, 6e-4 against 0.0006, the GPU not chosen or
+shared, no lock, trainers left, another -n, failures unnoticed, status 0, the file before the
+command line, SIGTERM, -x with --logs.
 """
 import contextlib
 import html.parser
@@ -324,6 +325,57 @@ def test_events(work):
                 (differences[0], 1, 400)) if abs(c["val"]["gap"] - differences[0]) > 1e-9 else None
     report_all(wrong, "spikes and divergence",
                "found where planted, none in 5,000 updates of noise")
+
+
+def synthetic_loss(step):
+    """The same losses as in test_guards.c, which wants the same spikes to be found."""
+    loss = 3.0 + ((step * step * 7 + step * 13) % 101 - 50) / 800.0
+    if step == 20:
+        return loss + 5.0
+    if 100 <= step < 130:
+        return loss + 1.0
+    if step == 150:
+        return loss + 0.18
+    if step in (151, 153):
+        return loss + 0.7
+    if step == 260:
+        return loss + 3.0
+    if 200 <= step < 270:
+        return loss + 2.0
+    return loss + 1.5 if step == 325 else loss
+
+
+def test_guards(work):
+    """The trainer's definition of a spike is the report's; its alarms are in the report."""
+    wrong = []
+    header = read(ROOT, "llmc", "loss_spike.h")
+    for name in ("SPIKE_WINDOW", "SPIKE_SIGMAS", "SPIKE_NATS"):
+        found = re.search(rf"#define {name} ([\d.]+)", header)
+        check_equal(wrong, name, float(found.group(1)), float(getattr(analysis, name)))
+    run = run_log.read_run(write_log(os.path.join(work, "spikes"), "bf16", 1, loss=synthetic_loss))
+    check_equal(wrong, "spikes", [x["step"] for x in analysis.spikes(run)],
+                [100, 151, 153, 200, 260, 325])
+
+    def alarms(name, *extra):
+        directory = write_log(os.path.join(work, name), "bf16", 1, steps=40, extra=extra)
+        return comparison(directory)["runs"][0]["alarms"]
+    zero = '{"step":39,"guard":"zero_gradient","of":"fcw of block 1"}'
+    under = '{"step":30,"guard":"underflow","of":"dY","value":0.061}'
+    summary = '{"step":40,"guards":{"zero_gradient":1,"scales":{}}}'
+    resume = run_line("bf16", 1, 40, first_step=35)
+    check_equal(wrong, "no guards", alarms("none"), None)
+    check_equal(wrong, "no alarm", alarms("quiet", summary), [])
+    check_equal(wrong, "alarms", [a["of"] for a in alarms("two", under, zero, summary)],
+                ["dY", "fcw of block 1"])
+    check_equal(wrong, "alarms after a resume",
+                [a["guard"] for a in alarms("resumed", under, zero, resume)], ["underflow"])
+    told = compare_report.alarms_text(alarms("four", under, zero, zero, zero))
+    once = "zero_gradient of fcw of block 1 (step 39)"
+    check_equal(wrong, "written", told,
+                f"underflow of dY (step 30), {once}, {once}, and 1 more")
+    check_equal(wrong, "none written", [compare_report.alarms_text(x) for x in (None, [])],
+                ["–", "none"])
+    report_all(wrong, "guards", "the same spikes; alarms are read and told")
 
 
 def test_measures(work):
@@ -743,10 +795,11 @@ def test_trainer(work, plots):
         # a run whose end was lost, as after a crash, goes on from its checkpoint to the same losses
         directory = os.path.join(out, "nvfp4,tail=0_seed2")
         whole, lines = run_log.read_run(directory), read(directory, "log.jsonl").split("\n")
+        cut = next(i for i, line in enumerate(lines) if line.startswith('{"step":90,"loss"'))
         for kind in ("model", "state"):
             os.remove(os.path.join(directory, f"{kind}_00000100.bin"))
         with open(os.path.join(directory, "log.jsonl"), "w", encoding="utf-8") as file:
-            file.write("\n".join(lines[:110]) + "\n" + lines[110][:9])
+            file.write("\n".join(lines[:cut]) + "\n" + lines[cut][:9])
         again = run_compare(*words(out), env=environment)
         check_equal(wrong, "resumed", (again[0], "nvfp4,tail=0_seed2: goes on" in again[1]),
                     (0, True))
@@ -780,6 +833,7 @@ def main():
         test_gap(folder("gap"))
         test_tokens(folder("tokens"))
         test_events(folder("events"))
+        test_guards(folder("guards"))
         test_measures(folder("measures"))
         test_bad_logs(folder("bad"))
         test_refusals(folder("refusals"))

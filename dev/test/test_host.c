@@ -1108,8 +1108,8 @@ static void test_checkpoint_settings(void) {
     report(fails_with("training-data-checksum", load_other_data, "ckpt"), "resume, other data",
            "is refused");
     const char* harmless = "-i a -j b -v 5 -vt 99999 -s 3 -sn 7 -o c -n 9 -nk 2 -nm 50 -y 1 -pr 0 "
-                           "-z 2 -rt 5 -ra host:1 -p nvfp4,all=bf16@900";
-    int harmless_count = 16;
+                           "-gd 0 -z 2 -rt 5 -ra host:1 -p nvfp4,all=bf16@900";
+    int harmless_count = 17;
     report(succeeds(load_with_settings, harmless) && count + harmless_count == TRAIN_NUM_FLAGS,
            "resume, harmless settings", "%d flags may change, %d may not", harmless_count, count);
     report(succeeds(compare_settings, "= -g auto\n  -o b\n= -gc 1\n")

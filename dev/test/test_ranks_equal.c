@@ -229,6 +229,7 @@ static void work_case(int number) {
     double numbers[2 + NUM_RANKS_KINDS];
     float norm;
     work_build(&model, MODEL, c, BATCH_ROWS, STEP_T);
+    model.guards = guards_open(&run->model, &run->shards);
     path_of(path, work.directory, "records", number, run->ranks.rank);
     work.records = fopen(path, "wb");
     check(work.records != NULL, "cannot write %s", path);
@@ -243,6 +244,8 @@ static void work_case(int number) {
         numbers[2 + k] = (double)(ranks_bytes_sent(&run->ranks, (RanksKind)k) - before[k]);
     }
     model.linear.observe = NULL;
+    path_of(path, work.directory, "guards", number, run->ranks.rank);
+    file_put(path, model.guards->sums + 1, (size_t)model.guards->num_counts * sizeof(double));
     write_activations(&model, run->config.B * STEP_T);
     fclose(work.records);
     write_part("gradients", number, &model, model.own_grads);
@@ -661,6 +664,43 @@ static void test_wire(int ranks) {
            sent[0][RANKS_AMAX] - operands, bf16 / nvfp4);
 }
 
+// Exact: what guards.h counts in the first update, summed over the ranks, is what one rank counts;
+// tensors without a gradient are zero in both (there are none); checksums of weights agree. Fails
+// with: weights counted by every rank; the checksum of rank 0 set by all; tensors looked for from
+// the start of own_grads; the sums taken before the collective.
+static void test_guards(int ranks) {
+    size_t bytes, bytes_one;
+    char name[32];
+    int wrong = 0, numbers = 0, tensors = 0, first_one = GUARD_CHECKSUMS + 1;
+    int first = GUARD_CHECKSUMS + ranks;
+    double blocks = 0.0, zeros = 0.0;
+    for (int c = 0; c < NUM_CASES; c++) {
+        if (cases[c].local_amax) { continue; }
+        double* one = (double*)file_get_all(directories[1], "guards", c, 1, &bytes_one);
+        double* all = (double*)file_get_all(directories[ranks], "guards", c, ranks, &bytes);
+        tensors = (int)(bytes_one / sizeof(double)) - first_one;
+        for (int rank = 0; rank < ranks; rank++) {
+            const double* some = all + rank * (first + tensors);
+            for (int i = 0; i < GUARD_CHECKSUMS; i++) { wrong += some[i] != one[i]; }
+            for (int i = 0; i < ranks; i++) {
+                wrong += some[GUARD_CHECKSUMS + i] != all[GUARD_CHECKSUMS]
+                      || some[GUARD_CHECKSUMS + i] == 0.0;
+            }
+            for (int i = 0; i < tensors; i++) {
+                wrong += (some[first + i] > 0.0) != (one[first_one + i] > 0.0);
+                zeros += some[first + i] == 0.0;
+            }
+            numbers += first + tensors;
+        }
+        for (int i = 0; i < NUM_OPERANDS; i++) { blocks += one[i * NUM_SCALE_COUNTS]; }
+        free(one);
+        free(all);
+    }
+    snprintf(name, sizeof(name), "guards, %d ranks", ranks);
+    report(wrong == 0 && blocks > 0.0 && zeros == 0.0 && tensors == 4 + 12 * 3, name, "%d of %d "
+           "counts differ from those of one rank, which saw %.0f blocks", wrong, numbers, blocks);
+}
+
 // Exact: OsciReset sets the same masters to the same values. Bounded: the noise found is that of one
 // rank, since each element draws the same random bits; only sums over tokens differ. Fails with:
 // resets in `own` where it is no `part` counted twice; Q(w) of element `at` and not at - all.first;
@@ -840,6 +880,7 @@ int main(int argc, char** argv) {
         test_gradients(ranks);
         test_same_bits(ranks);
         test_wire(ranks);
+        test_guards(ranks);
         test_validation(0, ranks, 1e-5);
         test_validation(NVFP4_CASE, ranks, 2e-3);
     }

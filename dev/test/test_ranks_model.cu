@@ -217,6 +217,26 @@ template <typename Real> static uint64_t plain_hash(const GPT2<Real>* model) {
     return hash;
 }
 
+// One bit of the last rank's weights differs: what the ranks have counted then, checksums among it.
+template <typename Real> static void write_flipped(GPT2<Real>* model, int number) {
+    TrainRun* run = &work.run;
+    const Weights* w = &model->weights;
+    char path[PATH_BYTES];
+    uint8_t* byte = w->ranges.num_coded > 0 ? w->codes + w->ranges.num_coded / 4
+                                            : (uint8_t*)(model->working + w->ranges.plain[0].count);
+    if (run->ranks.rank == run->ranks.size - 1) {
+        uint8_t* host = (uint8_t*)copy_from(byte, 1);
+        *host ^= 16;
+        cudaCheck(cudaMemcpy(byte, host, 1, cudaMemcpyHostToDevice));
+        free(host);
+    }
+    device_guards_begin(&model->guards, 0, model->stream);
+    gpt2_gradient_norm(model);
+    path_of(path, work.directory, "flipped", number, run->ranks.rank);
+    file_put(path, model->guards.host->sums + 1,
+             (size_t)model->guards.host->num_counts * sizeof(double));
+}
+
 template <typename Real> static void work_case(int number) {
     TrainRun* run = &work.run;
     Case c = cases[number];
@@ -234,6 +254,7 @@ template <typename Real> static void work_case(int number) {
     gpt2_build(&model, run->model, recipe_parse(c.recipe, run->model.L), work.hardware,
                run->config.B, step_T, 42, &run->shards, &work.ranks);
     model.linear.local_amax = c.local_amax;
+    device_guards_open(&model.guards, guards_open(&run->model, &run->shards));
     Range own = run->shards.own;
     float* params = (float*)xmalloc(own.count * sizeof(float), "parameters");
     float* zeros = (float*)xcalloc(own.count * sizeof(float), "moments");
@@ -248,6 +269,9 @@ template <typename Real> static void work_case(int number) {
     numbers[1] = norm;
     model.linear.observe = NULL;
     fclose(work.records);
+    path_of(path, work.directory, "guards", number, run->ranks.rank);
+    file_put(path, model.guards.host->sums + 1,
+             (size_t)model.guards.host->num_counts * sizeof(double));
     for (int k = 0; k < NUM_RANKS_KINDS; k++) {
         numbers[2 + k] = (double)(ranks_bytes_sent(&run->ranks, (RanksKind)k) - before[k]);
     }
@@ -267,6 +291,7 @@ template <typename Real> static void work_case(int number) {
     records_open(NUM_CASES + 1 + number);
     record_weights(&model);
     fclose(work.records);
+    write_flipped(&model, number);
     free(params);
     free(zeros);
 }
@@ -525,6 +550,42 @@ static void test_levels(int ranks) {
            NUM_CASES, same_bits, pairs, worst);
 }
 
+// Exact on the CPU, where all operands are equal: what guards.h counts in the first update, summed
+// over the ranks, is what one rank counts. Exact: no gradient is zero; all ranks have read the same
+// weights, as the checksums that each has sent to all tell; and if one bit is another, that rank has
+// another checksum.
+static void test_guards(int ranks) {
+    size_t bytes, bytes_one;
+    char name[32];
+    int wrong = 0, numbers = 0, first_one = GUARD_CHECKSUMS + 1, first = GUARD_CHECKSUMS + ranks;
+    for (int c = 0; c < NUM_CASES; c++) {
+        double* one = (double*)file_get(directories[1], "guards", c, 0, 1, &bytes_one);
+        double* all = (double*)file_get(directories[ranks], "guards", c, 0, ranks, &bytes);
+        int tensors = (int)(bytes_one / sizeof(double)) - first_one;
+        int counts = RUNS_ON_CPU && !cases[c].local_amax ? GUARD_CHECKSUMS : 0;
+        for (int rank = 0; rank < ranks; rank++) {
+            const double* some = all + rank * (first + tensors);
+            for (int i = 0; i < counts; i++) { wrong += some[i] != one[i]; }
+            for (int i = 0; i < ranks; i++) {
+                wrong += some[GUARD_CHECKSUMS + i] != all[GUARD_CHECKSUMS]
+                      || some[GUARD_CHECKSUMS + i] == 0.0;
+            }
+            for (int i = 0; i < tensors; i++) { wrong += some[first + i] == 0.0; }
+            numbers += first + tensors;
+        }
+        double* flipped = (double*)file_get(directories[ranks], "flipped", c, 0, 1, &bytes);
+        for (int i = 1; i < ranks; i++) {
+            int differs = flipped[GUARD_CHECKSUMS + i] != flipped[GUARD_CHECKSUMS];
+            wrong += differs != (i == ranks - 1);
+        }
+        free(flipped);
+        free(one);
+        free(all);
+    }
+    snprintf(name, sizeof(name), "guards, %d ranks", ranks);
+    report(wrong == 0 && numbers > 0, name, "%d of %d counts are wrong", wrong, numbers);
+}
+
 // Exact counts, as in test_ranks_equal.c: weights of blocks in NVFP4 take 3.5 times fewer bytes.
 static void test_wire(int ranks) {
     size_t bytes;
@@ -635,6 +696,7 @@ int main(int argc, char** argv) {
         test_gradients(ranks);
         test_levels(ranks);
         test_wire(ranks);
+        test_guards(ranks);
     }
     if (devices < 4) { report_skip("4 ranks", "fewer GPUs"); }
     char command[PATH_BYTES + 16];

@@ -93,8 +93,8 @@ CPU_TESTS  = $(filter $(wildcard dev/test/*.cu),$(patsubst %,dev/test/%.cu,\
 CUDA_TESTS_ON_CPU = $(CPU_TESTS:dev/test/%.cu=build/test/cpu/%)
 BENCHES    = $(patsubst dev/bench/%.c,build/bench/%,$(wildcard dev/bench/*.c)) \
              $(if $(WHY_NO_CUDA),,$(patsubst dev/bench/%.cu,build/bench/cuda/%,$(wildcard dev/bench/*.cu)))
-CUDA_CODE  = $(wildcard *.cu dev/test/*.cu dev/bench/*.cu)
-HEADERS    = $(wildcard llmc/*.h dev/test/*.h)
+CUDA_CODE  = $(wildcard *.cu dev/*.cu dev/test/*.cu dev/bench/*.cu)
+HEADERS    = $(wildcard llmc/*.h dev/test/*.h dev/sensitivity_report/*.h)
 CUDA_HEADERS = $(wildcard llmc/*.cuh dev/test/*.cuh)
 
 .PHONY: all run test bench headers cuda-all fat lines clean
@@ -103,10 +103,10 @@ all: $(C_PROGRAMS) $(if $(NVCC),train_gpt2_nvfp4)
 # ---------------------------------------------------------------------------------------------
 # programs: each is one translation unit, compiled and linked in one step
 
-train_gpt2_fp32: train_gpt2_fp32.c Makefile $(STAMP) | need-openblas
+train_gpt2_fp32 dev/sensitivity_cpu: %: %.c Makefile $(STAMP) | need-openblas
 	$(CC) $(CFLAGS) $(DEPENDENCIES) -DGIT_COMMIT='"$(COMMIT)"' -o $@ $< $(LIBS)
 
-train_gpt2_nvfp4: train_gpt2_nvfp4.cu Makefile $(STAMP) | need-nvcc
+train_gpt2_nvfp4 dev/sensitivity_cuda: %: %.cu Makefile $(STAMP) | need-nvcc
 	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCH)) $(DEPENDENCIES) -DGIT_COMMIT='"$(COMMIT)"' \
 	    -o $@ $< $(CUDA_LIBS)
 
@@ -120,8 +120,8 @@ test_gpt2 dev/nvfp4_quantize: %: %.c Makefile | build need-openblas
 	$(CC) $(CFLAGS) $(DEPENDENCIES) -o $@ $< $(LIBS)
 
 # They include the trainer and use a part of it.
-test_gpt2 build/test/test_ranks_equal build/test/test_recipes build/test/test_guards: \
-    CFLAGS += -Wno-unused-function
+test_gpt2 dev/sensitivity_cpu build/test/test_ranks_equal build/test/test_recipes \
+    build/test/test_guards: CFLAGS += -Wno-unused-function
 
 build/test/%: dev/test/%.c Makefile | build
 	$(CC) $(CFLAGS) $(DEPENDENCIES) -o $@ $< $(LIBS)
@@ -158,8 +158,9 @@ build/test/cpu/%: build/cpu/dev/test/%.cu $(CPU_COPIES) $(CPU_MODELS) Makefile
 	@mkdir -p $(@D)
 	g++ $(CPU_FLAGS) $(CPU_RANKS) $(DEPENDENCIES) -o $@ -x c++ $< -x none $(CPU_LIBS)
 
-# The trainer itself, without the sanitizers.
-build/cpu/train_gpt2_nvfp4: build/cpu/train_gpt2_nvfp4.cu $(CPU_COPIES) $(CPU_MODELS) Makefile
+# The trainer itself, and what measures its checkpoints, without the sanitizers.
+CPU_PROGRAMS = build/cpu/train_gpt2_nvfp4 build/cpu/dev/sensitivity_cuda
+$(CPU_PROGRAMS): %: %.cu $(CPU_COPIES) $(CPU_MODELS) Makefile
 	g++ $(filter-out -fsanitize% -fno-sanitize%,$(CPU_FLAGS)) $(CPU_RANKS) $(DEPENDENCIES) \
 	    -o $@ -x c++ $< -x none $(CPU_LIBS)
 
@@ -172,7 +173,7 @@ build/cpu/%_model.o: dev/test/%_model.c Makefile
 	$(CC) $(CFLAGS) -isystem $(CUDA_HOME)/include $(DEPENDENCIES) -c -o $@ $<
 
 # Their sources are files of their own: keep the copies, which compiler and debugger point to.
-.SECONDARY: $(CPU_COPIES) $(CPU_TESTS:%=build/cpu/%)
+.SECONDARY: $(CPU_COPIES) $(CPU_TESTS:%=build/cpu/%) $(CPU_PROGRAMS:%=%.cu)
 
 build/bench/cuda/%: dev/bench/%.cu Makefile | build need-nvcc
 	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCH)) $(DEPENDENCIES) -o $@ $< $(CUDA_LIBS)
@@ -204,7 +205,8 @@ run:
 WHY_NO_CUDA := $(if $(GPU),$(if $(NVCC),,no nvcc on this machine),no CUDA GPU (8.0 or newer) on this machine)
 CUDA_HERE = $(if $(WHY_NO_CUDA),,train_gpt2_nvfp4 $(CUDA_TESTS))
 CUDA_TYPES := $(wildcard $(CUDA_HOME)/include/cublasLt.h)
-test: $(C_PROGRAMS) $(C_TESTS) $(if $(CUDA_TYPES),$(CUDA_TESTS_ON_CPU)) $(CUDA_HERE)
+test: $(C_PROGRAMS) dev/sensitivity_cpu $(C_TESTS) $(CUDA_HERE) \
+      $(if $(CUDA_TYPES),$(CUDA_TESTS_ON_CPU) build/cpu/dev/sensitivity_cuda)
 	dev/test/run.sh $(C_TESTS:test_gpt2=./test_gpt2) $(wildcard dev/test/test_*.sh dev/test/test_*.py) \
 	    $(if $(CUDA_TYPES),$(CUDA_TESTS_ON_CPU)) \
 	    $(if $(WHY_NO_CUDA),,$(CUDA_TESTS)) \
@@ -249,7 +251,7 @@ lines:
 
 clean:
 	rm -rf build
-	rm -f $(C_PROGRAMS) train_gpt2_nvfp4
+	rm -f $(C_PROGRAMS) train_gpt2_nvfp4 dev/sensitivity_cpu dev/sensitivity_cuda
 
 print-%:
 	@echo '$($*)'

@@ -388,7 +388,8 @@ def parts(c, drawn, title):
 # -------------------------------------------------------------------------------------------------
 # Markdown and HTML
 
-def markdown(report_parts):
+def markdown(report_parts, prefix="report_"):
+    """prefix: of the plots' file names"""
     out = []
     for kind, *content in report_parts:
         if kind == "heading":
@@ -400,7 +401,7 @@ def markdown(report_parts):
         elif kind == "list":
             out.append("\n".join(f"- {line}" for line in content[0]))
         elif kind == "plot":
-            out.append(f"![{content[1]}](report_{content[0]})")
+            out.append(f"![{content[1]}]({prefix}{content[0]})")
         else:
             header, rows = content
             lines = [header, ["---"] * len(header), *rows]
@@ -455,15 +456,8 @@ def curves(runs):
             for run in runs]
 
 
-def write(directory, comparison, runs, title, with_plots=True):
-    """Writes report.json, report.md, report.html and the plots; returns their paths. A file is
-    replaced when the new one is complete."""
-    drawn = plots(comparison, runs) if with_plots else []
-    content = list(parts(comparison, drawn, title))
-    files = {"report.json": json.dumps(dict(comparison, curves=curves(runs)), indent=1,
-                                       allow_nan=False),
-             "report.md": markdown(content), "report.html": html_page(content, title)}
-    files.update({f"report_{name}": drawing for name, _, drawing in drawn})
+def write_files(directory, files):
+    """files: {name: text}; returns their paths. A file is replaced when the new one is complete."""
     try:
         os.makedirs(directory, exist_ok=True)
         for name, written in files.items():
@@ -474,3 +468,14 @@ def write(directory, comparison, runs, title, with_plots=True):
     except OSError as error:
         raise ReportError(f"{error.filename}: {error.strerror}") from None
     return [os.path.join(directory, name) for name in files]
+
+
+def write(directory, comparison, runs, title, with_plots=True):
+    """Writes report.json, report.md, report.html and the plots; returns their paths."""
+    drawn = plots(comparison, runs) if with_plots else []
+    content = list(parts(comparison, drawn, title))
+    files = {"report.json": json.dumps(dict(comparison, curves=curves(runs)), indent=1,
+                                       allow_nan=False),
+             "report.md": markdown(content), "report.html": html_page(content, title)}
+    files.update({f"report_{name}": drawing for name, _, drawing in drawn})
+    return write_files(directory, files)

@@ -23,7 +23,7 @@ C11 that also compiles as C++17.
 #include "llmc/utils.h"
 
 #define STATS_EXPONENTS 256             // e is from -128 to 127
-#define STATS_ROWS 64                   // rows that are counted together, a multiple of a tile
+#define STATS_ROWS 64                   // rows that one thread counts at a time
 
 typedef struct {
     int64_t nonzero, flushed, saturated;        // elements

@@ -5,20 +5,21 @@
 # (globs) of GPT-2 tokens. Every GPU of the host, or of CUDA_VISIBLE_DEVICES, takes the next run of
 # the parts named, in their order; a run of d6 takes 5 to 9 minutes on an H100, one of d12 10 to 17.
 # Finished runs in OUT are not repeated, interrupted ones go on from their last checkpoint; so the
-# same command, or one with other parts, goes on where another ended, and the report in OUT is of all
-# runs that are there.
+# same command, or one with other parts or GPUs, goes on where another ended, or helps one that is
+# still at work. The report in OUT is of all runs that are there.
 #
-#   base      the noise, and the gap: BF16 with 3 seeds, NVFP4 with 2
+#   base      the noise, and the gap: BF16 and NVFP4 with 2 seeds
 #   without   NVFP4 without each ingredient in turn
 #   stack     what is published to help, together: with and without a BF16 tail, late switch
 #   schemes   Four Over Six, Quartet II, TetraJet, FP4 All the Way
 #   formats   FP8 per tensor and in blocks, MXFP4, MXFP8
 #   late      forward or backward alone in BF16 for the last 18 %
+#   noise     BF16 with a third seed
 #   d12       the headline
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 . dev/bench/bench_common.sh
-usage="usage: dev/gpu_ablations.sh OUT TRAIN VAL base|without|stack|schemes|formats|late|d12..."
+usage="usage: dev/gpu_ablations.sh OUT TRAIN VAL base|without|stack|schemes|formats|late|noise|d12..."
 out=${1:?$usage} train=${2:?$usage} val=${3:?$usage}
 shift 3
 [ $# -gt 0 ] || { echo "$usage"; exit 1; }
@@ -27,8 +28,9 @@ mkdir -p "$out"
 # RECIPE:SEED of the runs of a part
 runs_of() {
     case $1 in
-        base)    echo nvfp4:1 bf16:1 bf16:2 nvfp4:2 bf16:3 ;;
-        without) echo nvfp4,hadamard=0:1 nvfp4,stochastic=0:1 nvfp4,tile=0:1 nvfp4,tail=0:1 ;;
+        base)    echo nvfp4:1 bf16:1 nvfp4:2 bf16:2 ;;
+        noise)   echo bf16:3 ;;
+        without) echo nvfp4,tail=0:1 nvfp4,hadamard=0:1 nvfp4,stochastic=0:1 nvfp4,tile=0:1 ;;
         stack)   echo quartet2,tail=1:1 quartet2,tail=1,forward=bf16@0.82:1 quartet2,oscireset=8:1 ;;
         schemes) echo quartet2:1 nvfp4+46:1 tetrajet:1 fp4all:1 ;;
         formats) echo fp8:1 mxfp4:1 fp8block:1 mxfp8:1 ;;
@@ -47,37 +49,33 @@ branch() {
     fi
 }
 
-# train GPU MODEL RECIPE SEED: unless it is done
+# train GPU MODEL RECIPE SEED: unless it is done, or another GPU is at it, which holds the lock
 train() {
     local gpu=$1 model=$2 steps=3815 warmup=200 folder="$out/$2/$3_seed$4"
     if [ "$model" = d12 ]; then steps=2304 warmup=150; fi
-    if ! grep -q "^{\"step\":$steps,\"val_loss\"" "$folder/log.jsonl" 2>/dev/null; then
-        mkdir -p "$folder"
-        branch "$folder" "$out/$2/nvfp4_seed$4" "$3"
-        CUDA_VISIBLE_DEVICES=$gpu ./train_gpt2_nvfp4 -i "$train" -j "$val" -e "$model" -b 64 -t 1024 \
-            -d 131072 -x "$steps" -k cosine -l 6e-4 -u "$warmup" -q 0 -v 200 -vt 1048576 -n 1000 \
-            -p "$3" -seed "$4" -o "$folder" -y 1 -pr 0 > "$folder/output.txt" 2>&1
-    fi
-    echo "$model $3, seed $4, GPU $gpu: $(tail -n 1 "$folder/log.jsonl") ($SECONDS s)"
+    mkdir -p "$folder"
+    exec 9> "$folder/lock"
+    flock -n 9 || return
+    grep -q "^{\"step\":$steps,\"val_loss\"" "$folder/log.jsonl" 2>/dev/null && return
+    branch "$folder" "$out/$2/nvfp4_seed$4" "$3"
+    CUDA_VISIBLE_DEVICES=$gpu ./train_gpt2_nvfp4 -i "$train" -j "$val" -e "$model" -b 64 -t 1024 \
+        -d 131072 -x "$steps" -k cosine -l 6e-4 -u "$warmup" -q 0 -v 200 -vt 1048576 -n 1000 \
+        -p "$3" -seed "$4" -o "$folder" -y 1 -pr 0 >> "$folder/output.txt" 2>&1
+    echo "$model $3, seed $4, GPU $gpu: $(grep val_loss "$folder/log.jsonl" | tail -n 1) ($SECONDS s)"
 }
 
-# work GPU: takes runs that no other GPU has taken, until none is left
+# work GPU: takes one run after the other that is not done or taken
 work() {
     local part model run
     for part in "${parts[@]}"; do
         model=d6
         [ "$part" != d12 ] || model=d12
-        for run in $(runs_of "$part"); do
-            mkdir "$claims/$model.$run" 2>/dev/null || continue
-            train "$1" "$model" "${run%:*}" "${run#*:}"
-        done
+        for run in $(runs_of "$part"); do train "$1" "$model" "${run%:*}" "${run#*:}"; done
     done
 }
 
 parts=("$@")
 for part in "${parts[@]}"; do runs_of "$part" > /dev/null || exit 1; done
-claims=$(mktemp -d)
-trap 'rm -rf "$claims"' EXIT
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 built_from
 gpus=${CUDA_VISIBLE_DEVICES:-$(nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd ,)}

@@ -124,6 +124,16 @@ part_speed() {
     run 60 ./train_gpt2_nvfp4 "${d12[@]}" -p nvfp4
     run 60 ./train_gpt2_nvfp4 "${d12[@]}" -p bf16
     run 60 ./train_gpt2_nvfp4 -i "$scratch/tokens.bin" -e d12 -b 16 -t 1024 -x 4 -p fp32
+    # what guards cost where they cost most, with one micro-batch an update; in 3 of the 30 updates
+    # that count they look at scales
+    printf '\n=== guards, d12, B 64, T 1024\n'
+    for guards in 0 1 0 1; do
+        timeout 60 ./train_gpt2_nvfp4 -i "$scratch/tokens.bin" -e d12 -b 64 -t 1024 -x 33 -p nvfp4 \
+            -gd "$guards" -pr 0 -o "$scratch/guards" > "$scratch/printed" 2>&1 || failed=1
+        sed -n 's/.*"ms": *\([0-9.]*\).*/\1/p' "$scratch/guards/log.jsonl" | tail -n 30 |
+            awk -v gd="$guards" '{ sum += $1 } END { printf "guards %d: %.2f ms an update\n", gd, sum / NR }'
+        rm -rf "$scratch/guards"
+    done
     for bench in build/bench/cuda/*; do
         [ -x "$bench" ] && [ "${bench%.d}" = "$bench" ] && run 60 "$bench"
     done

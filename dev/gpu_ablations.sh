@@ -9,8 +9,9 @@
 # still at work. The report in OUT is of all runs that are there.
 #
 #   base      the noise, and the gap: BF16 and NVFP4 with 2 seeds
+#   best      Quartet II with a BF16 tail
 #   without   NVFP4 without each ingredient in turn
-#   stack     what is published to help, together: with and without a BF16 tail, late switch
+#   stack     what else is published to help, on top of that: late switch, OsciReset
 #   schemes   Four Over Six, Quartet II, TetraJet, FP4 All the Way
 #   formats   FP8 per tensor and in blocks, MXFP4, MXFP8
 #   late      forward or backward alone in BF16 for the last 18 %
@@ -19,7 +20,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 . dev/bench/bench_common.sh
-usage="usage: dev/gpu_ablations.sh OUT TRAIN VAL base|without|stack|schemes|formats|late|noise|d12..."
+usage="usage: dev/gpu_ablations.sh OUT TRAIN VAL base|best|without|stack|schemes|formats|late|noise|d12..."
 out=${1:?$usage} train=${2:?$usage} val=${3:?$usage}
 shift 3
 [ $# -gt 0 ] || { echo "$usage"; exit 1; }
@@ -29,9 +30,10 @@ mkdir -p "$out"
 runs_of() {
     case $1 in
         base)    echo nvfp4:1 bf16:1 nvfp4:2 bf16:2 ;;
+        best)    echo quartet2,tail=1:1 ;;
         noise)   echo bf16:3 ;;
         without) echo nvfp4,tail=0:1 nvfp4,hadamard=0:1 nvfp4,stochastic=0:1 nvfp4,tile=0:1 ;;
-        stack)   echo quartet2,tail=1:1 quartet2,tail=1,forward=bf16@0.82:1 quartet2,oscireset=8:1 ;;
+        stack)   echo quartet2,tail=1,forward=bf16@0.82:1 quartet2,oscireset=8:1 ;;
         schemes) echo quartet2:1 nvfp4+46:1 tetrajet:1 fp4all:1 ;;
         formats) echo fp8:1 mxfp4:1 fp8block:1 mxfp8:1 ;;
         late)    echo nvfp4,forward=bf16@0.82:1 nvfp4,backward=bf16@0.82:1 nvfp4,all=bf16@0.82:1 ;;

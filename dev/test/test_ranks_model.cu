@@ -433,7 +433,7 @@ static Equality compare_records(int c, int ranks, int only_forward) {
 
 // Exact. Operands made from equal tensors, and all weights, are those of one rank.
 static void test_operands(int ranks) {
-    char name[32];
+    char name[64];
     Equality e = compare_records(TENSOR_CASE, ranks, 0);
     snprintf(name, sizeof(name), "rows of one tensor, %d ranks", ranks);
     report(e.records == 12 && e.same_source == 12 && e.wrong == 0 && e.codes == e.equal_codes, name,

@@ -51,6 +51,18 @@ branch() {
     fi
 }
 
+# served GPU FOLDER STEPS: validation losses of the model that was trained, as it may be served: in
+# BF16, and in NVFP4 with the tail in BF16, in 16x16 tiles or in 1x16 blocks with Four Over Six
+served() {
+    local recipe model
+    model="$2/model_$(printf %08d "$3").bin"
+    for recipe in bf16 nvfp4 nvfp4+46,tile=0; do
+        printf '%s %s\n' "$recipe" "$(CUDA_VISIBLE_DEVICES=$1 ./train_gpt2_nvfp4 -e "$model" \
+            -i "$train" -j "$val" -b 64 -t 1024 -x 0 -v 1 -vt 1048576 -p "$recipe" -pr 0 2>&1 |
+            tail -n 1 | grep -o '[0-9.]*$')"
+    done > "$2/served.txt"
+}
+
 # train GPU MODEL RECIPE SEED: unless it is done, or another GPU is at it, which holds the lock
 train() {
     local gpu=$1 model=$2 steps=3815 warmup=200 folder="$out/$2/$3_seed$4"
@@ -63,6 +75,7 @@ train() {
     CUDA_VISIBLE_DEVICES=$gpu ./train_gpt2_nvfp4 -i "$train" -j "$val" -e "$model" -b 64 -t 1024 \
         -d 131072 -x "$steps" -k cosine -l 6e-4 -u "$warmup" -q 0 -v 200 -vt 1048576 -n 1000 \
         -p "$3" -seed "$4" -o "$folder" -y 1 -pr 0 >> "$folder/output.txt" 2>&1
+    served "$gpu" "$folder" "$steps"
     echo "$model $3, seed $4, GPU $gpu: $(grep val_loss "$folder/log.jsonl" | tail -n 1) ($SECONDS s)"
 }
 

@@ -426,6 +426,36 @@ def test_check():
     report_all(wrong, "-check finds faults", "five wrong numbers, each MISSED")
 
 
+def test_readme():
+    """README's table of other GPUs, to 100 tokens/s, and the errors that it quotes."""
+    text = read(ROOT, "README.md")
+    section = text[text.index("### What to expect on other GPUs"):].split("\n## ")[0]
+    wrong, count = [], 0
+    for name, *cells in re.findall(r"^\| (\w[\w, ]+)" + 6 * r" \|([^|\n]*)" + r" \|$", section, re.M):
+        gpu = name.split(",")[0].replace(" ", "")
+        for number, cell in enumerate(cells):
+            recipe, quantizers = (("bf16", "measured"), ("nvfp4", "measured"),
+                                  ("nvfp4", "memory"))[number % 3]
+            try:
+                found = plan.predict(default_plan(
+                    model=("d12", "d48")[number // 3], recipe=recipe, quantizers=quantizers,
+                    gpu=gpu))["ways"]["with overlap"]["tokens_per_second"]
+                found = f"{round(found, -2):,.0f}"
+            except plan.PlanError:
+                found = "does not fit" if recipe == "bf16" else ""
+            count += 1
+            if found != cell.strip():
+                wrong.append(f"{name}, column {number + 1}: {cell.strip()}, predicted {found}")
+    rows = plan.check_steps() + plan.check_ranks()
+    for group in ("steps, H200", "steps, H100", "steps, 2 x H200"):
+        errors = [100 * plan.check_error(row) for row in rows if row[0] == group]
+        quoted = f"{min(errors):+.1f} to {max(errors):+.1f} %"
+        if quoted not in section:
+            wrong.append(f"{group}: {quoted} not in README")
+    report_all(wrong if count == 30 else wrong + [f"{count} cells"], "README: other GPUs",
+               f"{count} cells, errors of three groups")
+
+
 # ---------------------------------------------------------------------------------------------
 # FLOP, collectives
 
@@ -677,6 +707,7 @@ if __name__ == "__main__":
     test_h100_calibration()
     test_measured()
     test_check()
+    test_readme()
     test_flop()
     test_collectives()
     test_monotonic()

@@ -110,11 +110,12 @@ train_gpt2_nvfp4 dev/sensitivity_cuda: %: %.cu Makefile $(STAMP) | need-nvcc
 	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCH)) $(DEPENDENCIES) -DGIT_COMMIT='"$(COMMIT)"' \
 	    -o $@ $< $(CUDA_LIBS)
 
-# With the gradients of biases summed in this many parts: another order of sums (dev/gpu_ranks.sh).
+# With the gradients of weights summed in so many parts, and those of biases in 16 times as many:
+# other orders of sums over tokens, as ranks have them (dev/gpu_ranks.sh).
 build/parts%/train_gpt2_nvfp4: train_gpt2_nvfp4.cu Makefile $(STAMP) | need-nvcc
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCH)) $(DEPENDENCIES) -DGIT_COMMIT='"$(COMMIT)"' \
-	    -DBIAS_BACKWARD_BLOCKS=$* -o $@ $< $(CUDA_LIBS)
+	    -DGEMM_WGRAD_PARTS=$* -DBIAS_BACKWARD_BLOCKS=$$((16 * $*)) -o $@ $< $(CUDA_LIBS)
 
 test_gpt2 dev/nvfp4_quantize: %: %.c Makefile | build need-openblas
 	$(CC) $(CFLAGS) $(DEPENDENCIES) -o $@ $< $(LIBS)

@@ -7,13 +7,13 @@
 #             checkpoints
 #   faults    20 times kill -9, SIGSTOP, a rank that does not start, no memory on one GPU; on the
 #             first two GPUs
-#   curves    losses of 200 updates with 1, 2, ... ranks beside those of one rank that adds the
-#             gradients of biases in another order
+#   curves    losses of 200 updates with 1, 2, ... ranks beside those of one rank that sums
+#             gradients over tokens in parts, as ranks do
 #   speed     weak scaling of d12 and d48, BF16 and NVFP4, and where the rest goes
 #
 # The log of a part goes to OUT/PART.log. NVLink multicast stays off (NCCL_NVLS_ENABLE=0). About 8
 # minutes on 4 H100s. Needs the programs, build/test/cuda/test_ranks_model and
-# build/parts{16,32,48}/train_gpt2_nvfp4 built; the token files of `make run`; and, for the fault "no
+# build/parts{2,4,8}/train_gpt2_nvfp4 built; the token files of `make run`; and, for the fault "no
 # memory", a Python with PyTorch.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -86,11 +86,11 @@ part_curves() {
         train 1 0 ./train_gpt2_nvfp4 "${settings[@]}" -b 16 -o "$scratch/$recipe/one" \
             > "$scratch/printed" 2>&1 || tail -n 3 "$scratch/printed" &
         local others=()
-        for sums in 16 32 48; do
-            train 1 $((sums / 16 % gpus)) "build/parts$sums/train_gpt2_nvfp4" "${settings[@]}" \
-                -b 16 -o "$scratch/$recipe/other_sums_$sums" > "$scratch/printed.$sums" 2>&1 ||
+        for sums in 2 4 8; do
+            train 1 $((sums / 2 % gpus)) "build/parts$sums/train_gpt2_nvfp4" "${settings[@]}" \
+                -b 16 -o "$scratch/$recipe/sums_in_${sums}_parts" > "$scratch/printed.$sums" 2>&1 ||
                 tail -n 3 "$scratch/printed.$sums" &
-            others+=("$scratch/$recipe/other_sums_$sums")
+            others+=("$scratch/$recipe/sums_in_${sums}_parts")
         done
         wait
         for ((ranks = 2; ranks <= most; ranks *= 2)); do
@@ -104,30 +104,36 @@ part_curves() {
     done
 }
 
-# speed_of MODEL ROWS TIMES RANKS FIRST RECIPE ARGUMENT...: tokens/s of all ranks, into a file. ROWS of
-# a GPU, which has TIMES micro-batches in an update.
+# speed_of MODEL ROWS TIMES RANKS FIRST RECIPE ARGUMENT...: tokens/s of all ranks, into a file that
+# also says which GPU was the first. ROWS of a GPU, which has TIMES micro-batches in an update.
 speed_of() {
     local model=$1 rows=$2 times=$3 ranks=$4 first=$5 recipe=$6 name
     shift 6
     name="$model.$times.$ranks.$recipe$(printf '%s' "$@")"
+    [ "$ranks" -gt 1 ] || name+=".$first"
     train "$ranks" "$first" ./train_gpt2_nvfp4 -i "$scratch/tokens.bin" -e "$model" -b "$rows" \
         -t 1024 -d $((rows * 1024 * times * ranks)) -x 7 -p "$recipe" -pr 0 "$@" \
         -o "$scratch/$name" > "$scratch/$name.txt" 2>&1 || tail -n 2 "$scratch/$name.txt"
     if [ -f "$scratch/$name/log.jsonl" ]; then
-        speeds_of_log "$scratch/$name/log.jsonl" | median > "$scratch/$name.speed"
+        echo "$first $(speeds_of_log "$scratch/$name/log.jsonl" | median)" > "$scratch/$name.speed"
     fi
 }
 
-# efficiency MODEL ROWS TIMES: a table of what the runs have left
+# efficiency MODEL ROWS TIMES: a table of what the runs have left. Several GPUs are held against the
+# same GPUs, each alone.
 efficiency() {
-    local model=$1 rows=$2 times=$3 alone speed ranks what
-    printf '\n=== %s, B %s, T 1024, %s micro-batches an update: tokens/s\n' "$model" "$rows" "$times"
+    local model=$1 rows=$2 times=$3 speed first ranks what gpu
+    printf '\n=== %s, B %s, T 1024, %s micro-batches an update: tokens/s\n' "$@"
     for what in bf16-z1 nvfp4-z1 nvfp4-z1-amaxlocal; do
-        alone=$(cat "$scratch/$model.$times.1.${what%%-*}.speed" 2>/dev/null) || continue
         for ((ranks = 2; ranks <= most; ranks *= 2)); do
-            speed=$(cat "$scratch/$model.$times.$ranks.$what.speed" 2>/dev/null) || continue
-            awk -v n="$ranks" -v a="$alone" -v s="$speed" -v what="$what" 'BEGIN {
-                printf "%-20s %d GPUs %10d, %.4f of %d times %d\n", what, n, s, s / (n * a), n, a }'
+            read -r first speed 2>/dev/null \
+                < "$scratch/$model.$times.$ranks.$what.speed" || continue
+            for ((gpu = first; gpu < first + ranks; gpu++)); do
+                cat "$scratch/$model.$times.1.${what%%-*}.$gpu.speed" 2>/dev/null
+            done | awk -v n="$ranks" -v s="$speed" -v what="$what" '
+                { sum += $2; alone = alone " " sprintf("%d", $2) }
+                END { printf "%-20s %d GPUs %10d, %.4f of the sum of each alone,%s\n",
+                             what, n, s, NR == n ? s / sum : 0, alone }'
             grep '^on the wire' "$scratch/$model.$times.$ranks.$what.txt"
         done
     done
@@ -135,13 +141,16 @@ efficiency() {
 
 # As many runs at a time as there are GPUs for.
 part_speed() {
-    local model rows times ranks spec slots job
+    local model rows times ranks spec slots job gpu recipe
     python3 dev/bench/random_tokens.py 50257 2000000 "$scratch/tokens.bin"
     for spec in d12:64:1 d12:64:8 d48:8:8; do
         IFS=: read -r model rows times <<< "$spec"
-        speed_of "$model" "$rows" "$times" 1 0 bf16 &
-        speed_of "$model" "$rows" "$times" 1 1 nvfp4 &
-        wait
+        for recipe in bf16 nvfp4; do
+            for ((gpu = 0; gpu < gpus; gpu++)); do
+                speed_of "$model" "$rows" "$times" 1 "$gpu" "$recipe" &
+            done
+            wait
+        done
         for ((ranks = 2; ranks <= most; ranks *= 2)); do
             slots=$((gpus / ranks)) job=0
             for what in "bf16 -z 1" "nvfp4 -z 1" "nvfp4 -z 1 -amax local"; do

@@ -18,6 +18,9 @@ that won a race; and there is one workspace, for one stream.
 
 #define GEMM_WORKSPACE_BYTES ((size_t)32 << 20)     // what NVIDIA advises for Hopper
 #define GEMM_MAX_PLANS 128
+#ifndef GEMM_WGRAD_PARTS            // what another order of sums does to a run: dev/gpu_ranks.sh
+#define GEMM_WGRAD_PARTS 1          // products that add to D are computed in so many parts of K
+#endif
 
 // What to compute:  D (M,N) = alpha * A (M,K) @ B (N,K)^T + beta * D + bias (N).  A and B lie in
 // memory as written, or the other way round if the flag says so. The products of a linear layer:
@@ -79,6 +82,7 @@ static inline void gemm_plain_free(GemmPlain* g) {
 static inline int gemm_same_plan(const GemmArgs* a, const GemmArgs* b) {
     return a->M == b->M && a->N == b->N && a->K == b->K && a->A_is_KM == b->A_is_KM &&
            a->B_is_KN == b->B_is_KN && a->type == b->type && a->type_D == b->type_D &&
+           a->accumulate == b->accumulate &&
            (a->bias == NULL) == (b->bias == NULL) && (a->alpha == NULL) == (b->alpha == NULL);
 }
 
@@ -87,12 +91,21 @@ static inline void gemm_set_int(cublasLtMatmulDesc_t operation,
     cublasCheck(cublasLtMatmulDescSetAttribute(operation, attribute, &value, sizeof(value)));
 }
 
-// A matrix that is (rows, cols) in row-major order is (cols, rows) in cuBLAS's column-major order.
-static inline cublasLtMatrixLayout_t gemm_layout(cudaDataType_t type, int rows, int cols) {
+// Columns of a row-major matrix: (rows, cols), with stride elements from row to row. In cuBLAS's
+// column-major order it is (cols, rows).
+static inline cublasLtMatrixLayout_t gemm_layout_of_columns(cudaDataType_t type, int rows, int cols,
+                                                            int stride) {
     cublasLtMatrixLayout_t layout;
-    cublasCheck(cublasLtMatrixLayoutCreate(&layout, type, (uint64_t)cols, (uint64_t)rows, cols));
+    cublasCheck(cublasLtMatrixLayoutCreate(&layout, type, (uint64_t)cols, (uint64_t)rows, stride));
     return layout;
 }
+
+static inline cublasLtMatrixLayout_t gemm_layout(cudaDataType_t type, int rows, int cols) {
+    return gemm_layout_of_columns(type, rows, cols, cols);
+}
+
+// In how many parts of K a product is computed, one call of cuBLASLt each.
+static inline int gemm_parts(const GemmArgs* a) { return a->accumulate ? GEMM_WGRAD_PARTS : 1; }
 
 // The kernel for this product that cuBLASLt's heuristic puts first. Layouts are of cuBLAS's first
 // and second operand, and of D. Returns what cuBLASLt answers; NOT_SUPPORTED if it knows no kernel.
@@ -144,8 +157,11 @@ static inline void gemm_make_plan(GemmPlan* plan, const GemmPlain* g, const Gemm
         gemm_set_int(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
         gemm_set_int(plan->operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, a->type_D);
     }
-    plan->A = a->A_is_KM ? gemm_layout(a->type, a->K, a->M) : gemm_layout(a->type, a->M, a->K);
-    plan->B = a->B_is_KN ? gemm_layout(a->type, a->K, a->N) : gemm_layout(a->type, a->N, a->K);
+    int K = a->K / gemm_parts(a);
+    plan->A = a->A_is_KM ? gemm_layout(a->type, K, a->M)
+                         : gemm_layout_of_columns(a->type, a->M, K, a->K);
+    plan->B = a->B_is_KN ? gemm_layout(a->type, K, a->N)
+                         : gemm_layout_of_columns(a->type, a->N, K, a->K);
     plan->D = gemm_layout(a->type_D, a->M, a->N);
 
     cublasStatus_t status = gemm_find_kernel(&plan->kernel, g, plan->operation, plan->B, plan->A,
@@ -176,6 +192,8 @@ static inline void gemm_plain(GemmPlain* g, void* D, const void* A, const void* 
     check(args.M > 0 && args.N > 0 && args.K > 0 && row_A % vector == 0 && row_B % vector == 0 &&
           args.N % vector == 0, "D (%d, %d), K = %d: the rows of a matrix are not multiples of %d",
           args.M, args.N, args.K, vector);
+    check(args.K % (gemm_parts(&args) * vector) == 0, "K = %d is not %d parts of multiples of %d",
+          args.K, gemm_parts(&args), vector);
     check((((uintptr_t)D | (uintptr_t)A | (uintptr_t)B | (uintptr_t)args.bias) & 15) == 0,
           "an address is not a multiple of 16: D %p, A %p, B %p, bias %p", D, A, B, args.bias);
     GemmPlan* plan = gemm_plan(g, &args);
@@ -187,9 +205,15 @@ static inline void gemm_plain(GemmPlain* g, void* D, const void* A, const void* 
     const float host_alpha = 1.0f, host_beta = args.accumulate ? 1.0f : 0.0f;
     const float* alpha = args.alpha != NULL ? args.alpha : &host_alpha;
     const float* beta = args.alpha != NULL ? g->zero_one + (args.accumulate != 0) : &host_beta;
-    cublasCheck(cublasLtMatmul(g->handle, plan->operation, alpha, B, plan->B, A, plan->A, beta, D,
-                               plan->D, D, plan->D, &plan->kernel, g->workspace,
-                               GEMM_WORKSPACE_BYTES, stream));
+    int parts = gemm_parts(&args);
+    size_t step = (size_t)args.K / parts * (args.type == CUDA_R_16BF ? 2 : 4);
+    for (int part = 0; part < parts; part++) {
+        const char* A_part = (const char*)A + part * step * (args.A_is_KM ? args.M : 1);
+        const char* B_part = (const char*)B + part * step * (args.B_is_KN ? args.N : 1);
+        cublasCheck(cublasLtMatmul(g->handle, plan->operation, alpha, B_part, plan->B, A_part,
+                                   plan->A, beta, D, plan->D, D, plan->D, &plan->kernel,
+                                   g->workspace, GEMM_WORKSPACE_BYTES, stream));
+    }
 }
 
 #endif

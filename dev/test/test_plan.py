@@ -83,6 +83,11 @@ HEADER = re.compile(
     r"context (\d+): (\d+) parameters\nrecipe +(\S+)\n", re.M)
 
 
+# what the program's older logs call these
+OLD_NAMES = {"NVFP4 weights": "quantized weights", "NVFP4 linear inputs": "quantized inputs",
+             "NVFP4 scratch": "quantization scratch"}
+
+
 def startup_tables():
     """(where, matches of HEADER, B, T, {family: MiB}) of every start-up of the CUDA program."""
     for path in sorted(glob.glob(os.path.join(RESULTS, "*", "*.log"))
@@ -97,7 +102,8 @@ def startup_tables():
             if batch and table:
                 rows = dict(re.findall(r"^  (.+?) +([\d.]+)$", table.group(1), re.M))
                 yield (os.path.relpath(path, RESULTS), match.groups(), int(batch.group(1)),
-                       int(batch.group(2)), {name: float(size) for name, size in rows.items()})
+                       int(batch.group(2)),
+                       {OLD_NAMES.get(name, name): float(size) for name, size in rows.items()})
 
 
 def test_memory():

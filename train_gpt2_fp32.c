@@ -600,7 +600,9 @@ int main(int argc, char** argv) {
         }
         run_report_guards(&run, step);
         if (run_is_due(&run, run.config.sample_every, step)) { generate(&model, &run, step); }
-        if (run_saves(&run, step)) { run_save(&run, step, model.params, model.m, model.v); }
+        if (run_saves(&run, step)) {
+            run_save(&run, step, model.params, model.m, model.v, seconds_now());
+        }
         if (step == run.num_steps) { break; }
 
         double start = seconds_now();

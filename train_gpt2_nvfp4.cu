@@ -957,6 +957,7 @@ template <typename Real> static void train(TrainRun* run, const cudaDeviceProp* 
     gpt2_set_state(&model, params_cpu, m_cpu, v_cpu);
     gpt2_copy_sums(&model, run->sums, 1);
     run_start_log(run, "train_gpt2_nvfp4", device->name);
+    logger_memory(&run->log, device_memory_total());
 
     char bus_id[32];
     cudaCheck(cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), run->ranks.local_rank));
@@ -971,9 +972,10 @@ template <typename Real> static void train(TrainRun* run, const cudaDeviceProp* 
         run_report_guards(run, step);
         if (run_is_due(run, run->config.sample_every, step)) { generate(&model, run, step); }
         if (run_saves(run, step)) {
+            double start = seconds_now();
             gpt2_get_state(&model, params_cpu, m_cpu, v_cpu);
             gpt2_copy_sums(&model, run->sums, 0);
-            run_save(run, step, params_cpu, m_cpu, v_cpu);
+            run_save(run, step, params_cpu, m_cpu, v_cpu, start);
         }
         if (step == run->num_steps) { break; }
 

@@ -234,11 +234,11 @@ static inline ModelHeader model_header(const GPT2Config* config) {
 }
 
 // params, m, v (num_parameters, or what this rank owns of them), in the order of gpt2.h. All ranks
-// call it; shards is NULL where there is one. The directory exists.
-static inline void checkpoint_save(const char* directory, int step, const GPT2Config* config,
-                                   const float* params, const float* m, const float* v,
-                                   const CheckpointExtras* extras, const Shards* shards,
-                                   const char* settings) {
+// call it; shards is NULL where there is one. The directory exists. Returns the bytes written.
+static inline uint64_t checkpoint_save(const char* directory, int step, const GPT2Config* config,
+                                       const float* params, const float* m, const float* v,
+                                       const CheckpointExtras* extras, const Shards* shards,
+                                       const char* settings) {
     ParamSpec specs[NUM_PARAMS];
     size_t num_parameters = gpt2_param_specs(specs, config);
     int writes = shards == NULL || shards->ranks->rank == 0;
@@ -249,6 +249,7 @@ static inline void checkpoint_save(const char* directory, int step, const GPT2Co
     FILE* file = writes ? file_create(path) : NULL;
     uint64_t hash = write_hashed(&model, sizeof(model), file, path, FNV1A_START);
     hash = write_vector(params, num_parameters, shards, file, path, hash);
+    uint64_t bytes = writes ? (uint64_t)ftello(file) : 0;
     if (writes) { file_commit(file, path); }
 
     StateHeader state;
@@ -271,7 +272,10 @@ static inline void checkpoint_save(const char* directory, int step, const GPT2Co
         hash = write_vector(extras->sums[i], num_parameters, shards, file, path, hash);
     }
     write_hashed(&hash, sizeof(hash), file, path, hash);
-    if (writes) { file_commit(file, path); }
+    if (!writes) { return 0; }
+    bytes += (uint64_t)ftello(file);
+    file_commit(file, path);
+    return bytes;
 }
 
 // ---------------------------------------------------------------------------------------------

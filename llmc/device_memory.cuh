@@ -40,15 +40,20 @@ static inline void device_free(void* memory, size_t bytes, const char* family) {
     cudaCheck(cudaFree(memory));
 }
 
-static inline void device_memory_print(void) {
+// Bytes of all families. What the CUDA context and libraries take is not in it.
+static inline size_t device_memory_total(void) {
     size_t total = 0;
+    for (int i = 0; i < MEMORY_FAMILIES; i++) { total += memory_families()[i].bytes; }
+    return total;
+}
+
+static inline void device_memory_print(void) {
     printf("device memory     MiB\n");
     for (const MemoryFamily* f = memory_families();
          f < memory_families() + MEMORY_FAMILIES && f->name != NULL; f++) {
         printf("  %-22s %9.1f\n", f->name, (double)f->bytes / (1 << 20));
-        total += f->bytes;
     }
-    printf("  %-22s %9.1f\n", "in all", (double)total / (1 << 20));
+    printf("  %-22s %9.1f\n", "in all", (double)device_memory_total() / (1 << 20));
 }
 
 #endif

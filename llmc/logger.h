@@ -4,6 +4,8 @@ The log of a run: DIR/log.jsonl, one JSON object a line.
     {"run":{"flags":{"-b":4,...},"program":"train_gpt2_fp32",...}}      at the start and each resume
     {"step":0,"loss":5.54,"norm":2.1,"lr":0.0006,"ms":85.1,"tok_s":12034}      a GPU adds "joules"
     {"step":20,"val_loss":3.92}
+    {"step":20,"checkpoint":{"bytes":1500000000,"seconds":2.5}}     both files; training's pause
+    {"memory":{"device_bytes":30000000000}}     what rank 0 allocates on its GPU
     {"step":80,"noise_ratio":1.68,"trigger":81}     noise_trigger.h; the last if it fired, and from when
     {"step":99,"resets":1234}                       weights that OsciReset has set
     {"wire":{"amax":96,"gradients":1048576,...}}    bytes that all ranks send in an update
@@ -164,6 +166,20 @@ static inline void logger_noise(Logger* logger, int step, double ratio, int trig
 static inline void logger_resets(Logger* logger, int step, double resets) {
     if (logger->file == NULL) { return; }
     fprintf(logger->file, "{\"step\":%d,\"resets\":%.0f}", step, resets);
+    logger_end_line(logger);
+}
+
+static inline void logger_memory(Logger* logger, size_t device_bytes) {
+    if (logger->file == NULL) { return; }
+    fprintf(logger->file, "{\"memory\":{\"device_bytes\":%zu}}", device_bytes);
+    logger_end_line(logger);
+}
+
+static inline void logger_checkpoint(Logger* logger, int step, uint64_t bytes, double seconds) {
+    if (logger->file == NULL) { return; }
+    fprintf(logger->file, "{\"step\":%d,\"checkpoint\":{\"bytes\":%" PRIu64, step, bytes);
+    logger_number(logger, "seconds", seconds, 6);
+    fprintf(logger->file, "}}");
     logger_end_line(logger);
 }
 

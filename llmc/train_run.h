@@ -258,16 +258,18 @@ static inline void run_load(TrainRun* run, float* params, float* m, float* v) {
     }
 }
 
+// start: when training stopped for this (seconds_now).
 static inline void run_save(TrainRun* run, int step, const float* params, const float* m,
-                            const float* v) {
+                            const float* v, double start) {
     const TrainConfig* c = &run->config;
     char* settings = run_settings(run, step);
     CheckpointExtras extras = run_extras(run, step);
     if (run->ranks.rank == 0) { directory_create(c->output_dir); }
-    checkpoint_save(c->output_dir, step, &run->model, params, m, v, &extras, &run->shards,
-                    settings);
+    uint64_t bytes = checkpoint_save(c->output_dir, step, &run->model, params, m, v, &extras,
+                                     &run->shards, settings);
     if (run->ranks.rank == 0) {
         checkpoint_prune(c->output_dir, c->keep_newest, c->keep_multiples);
+        logger_checkpoint(&run->log, step, bytes, seconds_now() - start);
     }
     free(settings);
 }

@@ -7,8 +7,6 @@ can be read. Fields that today's logger does not write are read where they are a
 
     {"run":{..., "gemm_path":"emulated","flops_per_token":8e8,"peak_flops":9.9e14}}
     {"step":7,...,"joules":210.5}                   of all GPUs of the run, in this update
-    {"memory":{"device_bytes":30000000000}}         the most that was in use, one GPU
-    {"step":100,"checkpoint":{"bytes":1500000000,"seconds":2.5}}
 
 Alarms of the trainer's guards (llmc/guards.h) are lines {"step":7,"guard":"underflow","of":"dY"};
 a line {"step":100,"guards":{...}} says that there were guards, though no alarm.

@@ -737,16 +737,21 @@ static void test_logger(void) {
     logger_val(&log, 10, 3.25f);
     logger_step(&log, 10, 3.0f, 1.0f, 0.5f, 12.5, 8.0, NAN);
     logger_step(&log, 9, 3.5f, 1.0f, 0.5f, 12.5, 8.0, NAN);
+    logger_memory(&log, (size_t)30000000000);
+    logger_checkpoint(&log, 11, 1500000000, 2.5);
     logger_close(&log);
     const char* first = "{\"step\":0,\"loss\":5.5,\"norm\":null,\"lr\":0.000600000028,\"ms\":12.5,"
                         "\"tok_s\":100000,\"joules\":210.5}\n";
     const char* ninth = "{\"step\":9,\"loss\":3.5,\"norm\":1,\"lr\":0.5,\"ms\":12.5,\"tok_s\":8}\n";
     const char* tenth = "{\"step\":10,\"loss\":3,\"norm\":1,\"lr\":0.5,\"ms\":12.5,\"tok_s\":8}\n";
     const char* path = in_workplace("run/log/log.jsonl");
+    const char* memory = "{\"memory\":{\"device_bytes\":30000000000}}\n";
+    const char* checkpoint = "{\"step\":11,\"checkpoint\":{\"bytes\":1500000000,"
+                             "\"seconds\":2.5}}\n";
     char wanted[2000];
-    snprintf(wanted, sizeof(wanted), "%s{\"step\":10,\"val_loss\":3.25}\n%s%s", first, tenth,
-             ninth);
-    report(file_equals(path, wanted), "log lines", "steps and validation; null for NaN");
+    snprintf(wanted, sizeof(wanted), "%s{\"step\":10,\"val_loss\":3.25}\n%s%s%s%s", first, tenth,
+             ninth, memory, checkpoint);
+    report(file_equals(path, wanted), "log lines", "of every kind; null for NaN");
 
     FILE* file = fopen(path, "ab");
     fprintf(file, "{\"run\":{}}\n{\"step\":8,\"lo");      // the second line was cut off by a crash
@@ -754,8 +759,8 @@ static void test_logger(void) {
     logger_open(&log, in_workplace("run/log"), 10);
     logger_val(&log, 10, 4.0f);
     logger_close(&log);
-    snprintf(wanted, sizeof(wanted), "%s%s{\"run\":{}}\n{\"step\":10,\"val_loss\":4}\n", first,
-             ninth);
+    snprintf(wanted, sizeof(wanted), "%s%s%s{\"run\":{}}\n{\"step\":10,\"val_loss\":4}\n", first,
+             ninth, memory);
     report(file_equals(path, wanted) && !file_exists(in_workplace("run/log/log.jsonl.tmp")),
            "log resume", "keeps what came before the resumed step");
 
@@ -871,11 +876,12 @@ static Range whole(const State* s) {
     return all;
 }
 
-static void save(const char* directory, int step) {
+static uint64_t save(const char* directory, int step) {
     State s = state_make((uint32_t)step);
-    checkpoint_save(in_workplace(directory), step, &s.config, s.params, s.m, s.v, NULL, NULL,
-                    test_settings);
+    uint64_t bytes = checkpoint_save(in_workplace(directory), step, &s.config, s.params, s.m, s.v,
+                                     NULL, NULL, test_settings);
     free(s.params);
+    return bytes;
 }
 
 static void load_step_20(const char* directory) {
@@ -884,10 +890,16 @@ static void load_step_20(const char* directory) {
                     test_settings);
 }
 
-// Fails with: m and v exchanged when reading; file_exists true for a directory.
+// Fails with: m and v exchanged when reading; file_exists true for a directory; bytes of the state
+// alone returned.
 static void test_checkpoint_round_trip(void) {
     directory_create(in_workplace("ckpt"));
-    save("ckpt", 10);
+    struct stat model_file, state_file;
+    uint64_t written = save("ckpt", 10);
+    report(stat(in_workplace("ckpt/model_00000010.bin"), &model_file) == 0 &&
+           stat(in_workplace("ckpt/state_00000010.bin"), &state_file) == 0 &&
+           written == (uint64_t)(model_file.st_size + state_file.st_size), "checkpoint bytes",
+           "%" PRIu64 ", those of both files", written);
     save("ckpt", 20);
     State saved = state_make(20), loaded = state_make(77);
     checkpoint_load(in_workplace("ckpt"), 20, &loaded.config, loaded.params, loaded.m, loaded.v,

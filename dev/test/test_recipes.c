@@ -781,7 +781,7 @@ static void test_trigger(void) {
     for (int step = 0; step < AUTO_STEPS; step++) {
         int holds = recipe_triggered(&model.recipe) >= 0;
         if (step % 10 == 5 || step % 10 == 1) {
-            run_save(&run, step, model.params, model.m, model.v);
+            run_save(&run, step, model.params, model.m, model.v, seconds_now());
         }
         look(&model, 0);
         loss = train_step(&model, &run, step, AUTO_RATE, &norm);

@@ -104,8 +104,10 @@ static inline cublasLtMatrixLayout_t gemm_layout(cudaDataType_t type, int rows, 
     return gemm_layout_of_columns(type, rows, cols, cols);
 }
 
-// In how many parts of K a product is computed, one call of cuBLASLt each.
-static inline int gemm_parts(const GemmArgs* a) { return a->accumulate ? GEMM_WGRAD_PARTS : 1; }
+// In how many parts of K a product is computed, one call of cuBLASLt each. Parts are whole vectors.
+static inline int gemm_parts(const GemmArgs* a) {
+    return a->accumulate && a->K % (8 * GEMM_WGRAD_PARTS) == 0 ? GEMM_WGRAD_PARTS : 1;
+}
 
 // The kernel for this product that cuBLASLt's heuristic puts first. Layouts are of cuBLAS's first
 // and second operand, and of D. Returns what cuBLASLt answers; NOT_SUPPORTED if it knows no kernel.
@@ -192,8 +194,6 @@ static inline void gemm_plain(GemmPlain* g, void* D, const void* A, const void* 
     check(args.M > 0 && args.N > 0 && args.K > 0 && row_A % vector == 0 && row_B % vector == 0 &&
           args.N % vector == 0, "D (%d, %d), K = %d: the rows of a matrix are not multiples of %d",
           args.M, args.N, args.K, vector);
-    check(args.K % (gemm_parts(&args) * vector) == 0, "K = %d is not %d parts of multiples of %d",
-          args.K, gemm_parts(&args), vector);
     check((((uintptr_t)D | (uintptr_t)A | (uintptr_t)B | (uintptr_t)args.bias) & 15) == 0,
           "an address is not a multiple of 16: D %p, A %p, B %p, bias %p", D, A, B, args.bias);
     GemmPlan* plan = gemm_plan(g, &args);

@@ -1,6 +1,6 @@
 /*
-Measures a checkpoint with the CUDA program's model: sensitivity_cpu.c on a GPU. It has been run on
-the CPU only so far (dev/test/cuda_on_cpu).
+Measures a checkpoint with the CUDA program's model: sensitivity_cpu.c on a GPU. It has measured d6 on
+an H200 (dev/results/sensitivity_d6); test_sensitivity.py compares it, on the CPU, with the C program.
 
     dev/sensitivity_cuda -e runs/a/model_00002000.bin -j "data/val_*.bin" -o measured.json
 */

@@ -241,8 +241,9 @@ def method(found):
     lines = f"""
 Losses: mean over the same {rows} rows of {T} tokens in every case. After ± stands the standard error of
 the mean difference between the same rows under two recipes, stdev(difference) / sqrt(rows), which takes
-rows as independent; differences above {RESOLVED:g} of them are bold, more than noise. It covers the choice of validation
-rows, not that of seeds or data of the training run. A loss sees the forward pass alone: W and X.
+rows as independent; differences above {RESOLVED:g} of them are bold, more than noise. It covers the
+choice of validation rows, not that of seeds or data of the training run. A loss sees the forward pass
+alone: W and X.
 
 Kept in BF16 (gain): how far the loss falls below that with all layers quantized if this one is not.
 Quantized alone (cost): how far it rises above that of BF16 if no other is. With many layers the two

@@ -4,14 +4,38 @@ Tests of dev/sensitivity on a tiny model trained here: the statistics of weights
 quantized weights against a quantizer written here in Python; losses against those that the trainer
 reports for the same -p; the gradient's noise against the trainer's, and what must hold exactly if one
 GEMM is quantized; the same bytes for any number of threads; the CUDA program, on the CPU, against
-the C program; the report's numbers against its JSON; bad input. Statistics of single operands are in
-test_sensitivity.c. Standard library; plots need matplotlib and are skipped without. Prints lines as
-report.h describes.
+the C program; the report's numbers by hand, of made-up measurements, and against its JSON; bad
+input. Statistics of single operands are in test_sensitivity.c. Standard library; plots need
+matplotlib and are skipped without. Prints lines as report.h describes.
 
-Seen failing, each in a copy: FAULTS
+Seen failing, each in a copy. measure.h: this layer kept exchanged with this layer alone; exceptions
+on the next layer or block, on the whole block; layers numbered from 1; blocks of the highest loss
+kept, chosen by one of their layers, last blocks one too early; weights quantized as X, without the
+tensor scale, with block 0's amax, not from BF16, not in the last block, and left quantized; weights
+alone exchanged with weights and activations; Four Over Six by absolute error; first batch again and
+again, last rows or first tokens left out, a last batch too long; backward=bf16 forgotten; the same
+random bits twice, bits from the clock; GEMMs exchanged; another micro-batch; errors against another
+gradient, of squares, of 65,536 elements, of block 0; W^T always, never, not transposed; no Hadamard
+transform, signs of another GEMM or block (where CUDA code is built); exponents off by one, scales
+cut, flushed and saturated exchanged, X's quantizer for all; every pass observed, passes miscounted;
+-p, -vt, -t unchecked.
+sensitivity_cpu.c, sensitivity_cuda.cu: gradients that add up or are of the sum, the model's bits;
+recipe, masters, working weights not renewed; the source masters, block 0's, cut in half; codes,
+scales, amax not copied. findings.py: 20 log10, ln, noise over signal; each share of another whole;
+below 2^-7, zero scales left out, in every format; differences the other way, unpaired, stdev for its
+error or of a population, 2 errors, only gains resolved; perplexity 2^loss; cost for gain; operands in
+another order; noise not halved, inverted, squared, against BF16; sqrt(2); errors over another
+gradient, squared; ranking reversed, by size, of layers alone, with blocks; damaged numbers accepted.
+pages.py: bold exchanged, sqrt(3) the other way or of the whole model; nats for thousandths, shares
+without 100, errors without their factor; a block or section missing, columns moved, a table twice;
+losses or ratios for perplexity's change; losses and noise counted as gains; names of last and best
+blocks or of GEMMs exchanged; flags left out; each heat map with other numbers, moved by a power,
+upside down; HTML or | not escaped, a header lost. dev/sensitivity: flags not passed on or given
+twice, plots with --no-plots, failures ignored, --measured ignored, with flags, without an effect.
 """
 import bisect
 import contextlib
+import html
 import importlib.util
 import json
 import math
@@ -41,6 +65,7 @@ from run_log import ReportError     # noqa: E402
 
 LAYERS, CHANNELS, VOCAB, T, B = 2, 64, 256, 32, 4
 LINEARS = {"qkv": (3, 1), "attproj": (1, 1), "fc": (4, 1), "fcproj": (1, 4)}    # rows, cols in C
+LINEAR_NAMES = tuple(LINEARS)
 
 failures = 0
 
@@ -291,10 +316,23 @@ def test_weights(setup, raw, raw_46):
                "quantizers' weights as the trainer's")
 
 
+def test_operands(*measurements):
+    """Each operand is held against what it was made from: the tensor of this layer, transposed and
+    rotated as the quantizer had it. Against any other the noise would be as large as the signal."""
+    wrong, ratios = [], []
+    for raw in measurements:
+        for x in findings.operands(raw):
+            ratios.append(x["snr"])
+            if not x["snr"] > 12:
+                wrong.append(f"-p {raw['flags']['-p']}, block {x['layer']} {x['linear']}, {x['operand']}: "
+                             f"{x['snr']} dB")
+    report_all(wrong, "operands", f"{len(ratios)}, signal to noise {min(ratios):.1f} dB and more")
+
+
 # ---------------------------------------------------------------------------------------------
 # Losses and gradients
 
-def test_losses(setup, raw):
+def test_losses(setup, raw, raw_46, rotated):
     wrong, recipes = [], {}
     for x in findings.losses(raw):
         if not x["weights"]:
@@ -317,12 +355,12 @@ def test_losses(setup, raw):
             check_equal(wrong, f"recipe of {x['kind']} {place}", x["recipe"], "nvfp4,tail=0,all=bf16"
                         + (f":{place}" if x["kind"] == "all but" else f",all=nvfp4:{place}"))
     check_equal(wrong, "rows", {len(x["rows"]) for x in raw["losses"]}, {9})
-    # the block without which the loss is lowest was chosen
-    blocks = {x["layer"]: x["loss"] for x in findings.losses(raw)
-              if x["kind"] == "all but" and x["linear"] is None}
-    best = min(blocks, key=blocks.get)
-    (chosen,) = (x for x in raw["losses"] if x["kind"] == "best blocks")
-    check_equal(wrong, "best block", chosen["recipe"], f"nvfp4,tail=0,all=bf16:{best}")
+    for measured in (raw, raw_46, rotated):     # the block without which the loss is lowest was chosen
+        found = findings.losses(measured)
+        blocks = {x["layer"]: x["loss"] for x in found if x["kind"] == "all but" and x["linear"] is None}
+        (chosen,) = (x for x in found if x["kind"] == "best blocks")
+        check_equal(wrong, "best block", chosen["recipe"],
+                    f"{measured['flags']['-p']},all=bf16:{min(blocks, key=blocks.get)}")
     report_all(wrong, "losses", f"{len(tried) + 2} as the trainer's of the same -p, to 2e-7; one of "
                "each layer")
 
@@ -449,19 +487,226 @@ def test_findings():
     report_all(wrong, "findings", "differences, shares and ratios by hand; damaged measurements")
 
 
-def tables(markdown):
-    """{first cell of a table's header: [rows of cells]}, of tables with equal ones the first."""
-    found = {}
-    for block in markdown.split("\n\n"):
+def all_tables(markdown):
+    """[rows of cells, the header first]"""
+    found = []
+    for block in markdown.strip().split("\n\n"):
         if block.startswith("| "):
             lines = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
                      for line in block.split("\n")]
-            found.setdefault(lines[0][0], []).append(lines[2:])
+            found.append([lines[0], *lines[2:]])
+    return found
+
+
+def tables(markdown):
+    """{first cell of a table's header: [the rows of each such table]}"""
+    found = {}
+    for header, *rows in all_tables(markdown):
+        found.setdefault(header[0], []).append(rows)
     return found
 
 
 def number(cell):
     return float(re.search(r"-?\+?\d+\.\d+", cell.replace("**", "")).group().replace("+", ""))
+
+
+MADE_UP = {     # layer: gain and cost in BF16 or alone, and whether the gain can be told from noise
+    (0, "qkv"): (0.01, 0.02, True), (0, "attproj"): (0.02, 0.03, True),
+    (0, "fc"): (0.06, 0.01, True), (0, "fcproj"): (0.05, 0.04, False), (0, None): (0.1, 0.25, True),
+    (1, "qkv"): (0.04, 0.06, True), (1, "attproj"): (-0.03, 0.05, True),
+    (1, "fc"): (0.03, 0.08, True), (1, "fcproj"): (0.005, 0.07, True), (1, None): (0.2, 0.15, True)}
+
+
+def made_up():
+    """Measurements of two blocks and four rows as measure.h writes them, to compute with by hand."""
+    none = [1.0, 2.0, 3.0, 4.0]
+    everything = [x + d for x, d in zip(none, (0.2, 0.4, 0.2, 0.4))]
+    found = []
+
+    def add(kind, rows, layer=None, linear=None, recipe="", weights=""):
+        found.append({"kind": kind, "layer": layer, "linear": linear, "recipe": recipe or kind,
+                      "weights": weights, "rows": rows})
+
+    add("none", none)
+    add("all", everything)
+    add("weights", [x + 0.1 for x in none], weights="plain")
+    add("weights and activations", [x - 0.1 for x in none], recipe="other")
+    for (layer, linear), (gain, cost, sure) in MADE_UP.items():
+        scatter = (0.9, 1.1, 0.9, 1.1) if sure else (0, 2, 0, 2)
+        recipe = f"but {layer}/{linear}|"
+        add("all but", [x - gain * d for x, d in zip(everything, scatter)], layer, linear, recipe)
+        add("only", [x + cost * d for x, d in zip(none, scatter)], layer, linear)
+    add("last blocks", [x - 0.004 for x in everything])
+    add("best blocks", [x - 0.25 for x in everything])
+    layers = [key for key in MADE_UP if key[1]]
+    grads = []
+    for j, gemm in enumerate(("all", "fprop", "dgrad", "wgrad")):
+        grads += [{"layer": layer, "linear": linear, "of": gemm, "against": "bf16", "squares": 7.0,
+                   "reference": 100.0, "difference": (1 + i + 10 * j) ** 2 / 1e4}
+                  for i, (layer, linear) in enumerate([(None, None), *layers])]
+        if gemm == "all":
+            grads += [{"layer": layer, "linear": linear, "of": gemm, "against": "other bits",
+                       "squares": 2.0 + i if i else 1.0, "reference": 1.0, "difference": 2.0}
+                      for i, (layer, linear) in enumerate([(None, None), *layers])]
+    stats = [{"layer": layer, "linear": linear, "operand": operand, "rows": 16, "cols": 16,
+              "amax": 1.0, "nonzero": 200, "flushed": 2 * i + j, "saturated": i + 2 * j,
+              "signal": 10.0 ** (i + 1), "noise": 1.0, "choices": 16, "fours": i + j, "blocks": 20,
+              "zero_scales": i, "first_exponent": j - 8, "scales": [1, 19 - i]}
+             for i, (layer, linear) in reversed(list(enumerate(layers)))
+             for j, operand in enumerate(("dY", "X"))]
+    return {"program": "made up", "commit": "1", "device": "none", "format": "nvfp4",
+            "flags": {"-e": "a<i>&.bin", "-p": "nvfp4", "-b": 3, "-t": 7, "-vt": 0, "-i": "", "-o": "x"},
+            "model": {"layers": 2, "channels": 1, "heads": 1, "vocab": 1, "context": 1,
+                      "parameters": 1234567}, "val_data": "", "train_data": "", "val_rows": 4,
+            "losses": found, "operands": stats, "gradients": grads}
+
+
+def html_tables(page):
+    return [[[html.unescape(re.sub("<.+?>", "", cell)) for cell in re.findall("<t[hd]>(.*?)</t[hd]>", row)]
+             for row in table.split("\n")] for table in re.findall("(?s)<table>(.*?)</table>", page)]
+
+
+def test_pages(work):
+    """What the report says of made-up measurements."""
+    wrong, found = [], findings.derive(made_up())
+    pages.write(work, found, f"Of {found['flags']['-e']}", with_plots=False)
+    text, page = (open(os.path.join(work, f"sensitivity.{name}"), encoding="utf-8").read()
+                  for name in ("md", "html"))
+    for line in (
+            # exp(0.3); the standard error of 0.2, 0.4, 0.2, 0.4
+            "All linear layers in NVFP4, forward: loss **+0.3000 ± 0.0577** above BF16's 2.5000; "
+            "perplexity +34.99 %.",
+            "Kept in BF16, each alone, 6 of 8 linear layers gain more than noise; most of all block 0 fc "
+            "+0.0600, block 1 qkv +0.0400, block 1 fc +0.0300, block 0 attproj +0.0200, block 0 qkv "
+            "+0.0100 nats.",
+            "As many blocks in BF16 as the paper keeps: the last ones gain **+0.0040 ± 0.0000**, those "
+            "that gain most **+0.2500 ± 0.0000** (`-p best blocks`).",
+            # ratios sqrt(3), which is not below it, 2, sqrt(5), ...
+            "The gradients of 0 of 8 weights are below sqrt(3) times their rounding noise, in a "
+            "micro-batch of 3 x 7 tokens."):
+        check_equal(wrong, f"lines {line!r}", text.count(f"- {line}\n"), 1)
+    of = tables(text)
+    check_equal(wrong, "ranking", [(row[0], row[1], row[2]) for row in of["layer kept in BF16"][0]], [
+        (f"block {layer} {linear}",
+         f"**{gain:+.4f} ± {0.0577 * abs(gain):.4f}**" if sure else f"{gain:+.4f} ± {0.577 * gain:.4f}",
+         f"{2.8 - gain:.4f}")
+        for (layer, linear), (gain, _, sure) in sorted(MADE_UP.items(), key=lambda x: -x[1][0]) if linear])
+    scatter = {True: 57.735, False: 577.35}     # standard errors of thousandths, as above
+    for table, k in zip(of["block"], (0, 1)):
+        cells = {key: f"{1000 * x[k]:+.2f} ± {scatter[x[2]] * abs(x[k]):.2f}"
+                 for key, x in MADE_UP.items()}
+        check_equal(wrong, "blocks down, layers across", table, [
+            [str(layer)] + [f"**{cells[layer, linear]}**" if MADE_UP[layer, linear][2]
+                            else cells[layer, linear] for linear in (*LINEARS, None)]
+            for layer in (0, 1)])
+    check_equal(wrong, "recipe", of["layer kept in BF16"][0][0][3], "`-p but 0/fc\\|`")
+    check_equal(wrong, "blocks", of["in BF16"][0], [
+        ["everything in BF16", "2.5000", "", "`-p none`"],
+        ["no block in BF16", "2.8000", "**+0.3000 ± 0.0577**", "`-p all`"],
+        ["the last blocks", "2.7960", "**+0.2960 ± 0.0577**", "`-p last blocks`"],
+        ["those that gain most", "2.5500", "+0.0500 ± 0.0577", "`-p best blocks`"]])
+    check_equal(wrong, "post-training", [row for row in of["quantized"][0]], [      # exp(2.5), exp(0.1)
+        ["nothing", "", "2.5000", "", "12.182", ""],
+        ["weights", "`plain`", "2.6000", "**+0.1000 ± 0.0000**", "13.464", "+10.52 %"],
+        ["weights and activations", "`other`", "2.4000", "**-0.1000 ± 0.0000**", "11.023", "-9.52 %"]])
+    check_equal(wrong, "gradients", of["quantized"][1], [
+        ["fprop", "1.1 %"], ["dgrad", "2.1 %"], ["wgrad", "3.1 %"], ["all three", "0.1 %"]])
+    check_equal(wrong, "gradients of layers", of["weight"][0], [
+        [f"block {i // 4} {LINEAR_NAMES[i % 4]}", f"{math.sqrt(3 + i):.2f}"]
+        + [f"{0.1 * (i + j):.1f} %" for j in (12, 22, 32, 2)] for i in range(8)])
+    # as X, dY in the order of GEMMs; 2^-6 is the first exponent that is not subnormal
+    check_equal(wrong, "operands", of["layer"][0], [
+        [f"block {i // 4} {LINEAR_NAMES[i % 4]}", operand, f"{10 * (i + 1):.1f}",
+         f"{(2 * i + j) / 2:.2f}", f"{(i + 2 * j) / 2:.2f}",
+         f"{100 * (i + (1 if j else 20 - i)) / 20:.2f}", f"{100 * (i + j) / 16:.1f}"]
+        for i in range(8) for j, operand in ((1, "X"), (0, "dY"))])
+    check_equal(wrong, "tables of HTML", html_tables(page), [
+        [[cell.replace("**", "").replace("`", "").replace("\\|", "|") for cell in row] for row in table]
+        for table in all_tables(text)])
+    for piece, count in (("<i>", 0), ("a&lt;i&gt;&amp;.bin", 3), ("1,234,567 parameters", 1),
+                         ("<code>-vt 0</code>", 1), ("<code>-i", 0), ("<code>-o", 0)):
+        check_equal(wrong, f"{piece} in HTML", page.count(piece), count)
+    sections = ["Which layers should stay in high precision?", "Post-training check", "Gradients",
+                "Operands", "How the numbers were made"]
+    check_equal(wrong, "sections", [re.findall("(?m)^## (.*)$", text), re.findall("<h2>(.*?)</h2>", page)],
+                [sections] * 2)
+    for piece in ("- Signal to noise: 10 log10 of", "made up, commit 1, on none. Model: 2 layers"):
+        check_equal(wrong, f"{piece} in Markdown", text.count(piece), 1)
+    ratios = findings.derive({**made_up(), "gradients": [
+        dict(x, squares=0.99 * x["squares"]) for x in made_up()["gradients"]]})
+    (drowned,) = (line for line in pages.headlines(ratios)[1] if "sqrt(3)" in line)
+    check_equal(wrong, "drowned", drowned.split(" are ")[0], "The gradients of 1 of 8 weights")
+    check_equal(wrong, "bold ratios", [row[1] for row in pages.gradient_layer_table(ratios)[2]][:2],
+                ["**1.72**", "1.99"])
+    report_all(wrong, "pages", "headlines and tables of made-up measurements, by hand; HTML as Markdown")
+
+
+LOSS_PLOTS = ["validation loss, thousandths of a nat"]
+GRADIENT_PLOTS = ["gradient / noise", "error of the weight's gradient, % of its length, by quantized GEMM"]
+OPERAND_PLOTS = ["signal to noise, dB", "flushed to zero, %", "saturated, %",
+                 "block scales subnormal or zero, %", "blocks that Four Over Six takes to 4, %"]
+SCALES_PLOT = "block scales, % of the blocks, by power of two"
+
+
+def test_heat_maps():
+    """Which numbers a heat map has, where; not how it is drawn."""
+    wrong, drawn, found = [], {}, findings.derive(made_up())
+    kept = pages.heat_map, pages.report.load_matplotlib
+    pages.report.load_matplotlib = lambda: None
+    pages.heat_map = lambda lib, title, panels, rows, columns, *more, **options: drawn.setdefault(
+        title, (panels, rows, columns)) and title
+    plots = pages.plots(found)
+    pages.heat_map, pages.report.load_matplotlib = kept
+    check_equal(wrong, "plots", {part: [svg for _, _, svg in plots[part]] for part in plots}, {
+        "losses": LOSS_PLOTS, "gradients": GRADIENT_PLOTS, "operands": [*OPERAND_PLOTS, SCALES_PLOT]})
+
+    def matrix(value):
+        return [[value(4 * layer + i, (layer, linear)) for i, linear in enumerate(LINEARS)]
+                for layer in range(2)]
+
+    def check_map(title, names, *values, rows=("0", "1"), columns=LINEAR_NAMES):
+        panels, *axes = drawn[title]
+        check_equal(wrong, f"axes of {title}", [list(x) for x in axes], [list(rows), list(columns)])
+        check_equal(wrong, f"panels of {title}", list(panels), list(names))
+        for panel, value in zip(panels.values(), values):
+            for got, want in zip(panel, value):
+                for x, y in zip(got, want):
+                    check_equal(wrong, title, x, float(y), 1e-9)
+    check_map(LOSS_PLOTS[0], ("gain: this one kept in BF16", "cost: this one alone quantized"),
+              *(matrix(lambda i, key, k=k: 1000 * MADE_UP[key][k]) for k in (0, 1)))
+    for title, value in zip(OPERAND_PLOTS, (
+            lambda i, j: 10 * (i + 1), lambda i, j: (2 * i + j) / 2, lambda i, j: (i + 2 * j) / 2,
+            lambda i, j: 5 * (i + 1 if j else 20), lambda i, j: 100 * (i + j) / 16)):
+        check_map(title, ("X", "dY"), *(matrix(lambda i, key, j=j: value(i, j)) for j in (1, 0)))
+    check_map(GRADIENT_PLOTS[0], ("drowns below 1.73",), matrix(lambda i, key: math.sqrt(3 + i)))
+    check_map(GRADIENT_PLOTS[1], ("fprop", "dgrad", "wgrad", "all"),
+              *(matrix(lambda i, key, j=j: (i + j) / 10) for j in (12, 22, 32, 2)))
+    x, dy = ([[5 * n for n in counts(i)] for i in range(8)] for counts in (
+        lambda i: (i, 0, 1, 19 - i), lambda i: (i, 1, 19 - i, 0)))
+    check_map(SCALES_PLOT, ("X", "dY"), x, dy,
+              rows=[f"{i // 4} {LINEAR_NAMES[i % 4]}" for i in range(8)],
+              columns=("0", "2^-8", "2^-7", "2^-6"))
+    report_all(wrong, "heat maps", f"{len(drawn)} of made-up measurements have the numbers they should")
+
+
+def test_drawing():
+    """Where the numbers of a heat map stand in its SVG."""
+    lib, wrong = pages.report.load_matplotlib(), []
+    panels = {"one": [[1.0, None, 3.0], [-4.0, 5.0, 6.0]], "two": [[7.0, 8.0, 9.0], [None, None, 2.0]]}
+    svg = pages.heat_map(lib, "t", panels, ["r", "s"], ["a", "b", "c"], "+.1f", middle=True)
+    at = {}
+    for x, y, word in re.findall(r'<text[^>]*\bx="(\S+)" y="(\S+)"[^>]*>([^<]*)</text>', svg):
+        at.setdefault(word, (round(float(x)), round(float(y))))
+    xs = [at[word][0] for word in ("+1.0", "+5.0", "+3.0", "+7.0", "+8.0", "+9.0")]
+    check_equal(wrong, "columns from left to right", xs, sorted(set(xs)))
+    check_equal(wrong, "places in a column", [at["+1.0"][0], at["+3.0"][0], at["+9.0"][0]],
+                [at["-4.0"][0], at["+6.0"][0], at["+2.0"][0]])
+    for row in (("+1.0", "+3.0", "+7.0", "+8.0"), ("-4.0", "+5.0", "+6.0", "+2.0")):
+        check_equal(wrong, "places in a row", len({at[word][1] for word in row}), 1)
+    check_equal(wrong, "the first row is above", at["+1.0"][1] < at["-4.0"][1], True)
+    check_equal(wrong, "numbers", sorted(word for word in at if re.fullmatch(r"[+-]\d\.0", word)),
+                sorted(format(x, "+.1f") for rows in panels.values() for row in rows for x in row if x))
+    report_all(wrong, "drawing", "the numbers of a heat map stand in their cells")
 
 
 def test_report(setup, plots):
@@ -511,10 +756,37 @@ def test_report(setup, plots):
         check_equal(wrong, f"{row[0]} {row[1]}", row[:4],
                     [f"block {x['layer']} {x['linear']}", x["operand"], f"{x['snr']:.1f}",
                      f"{100 * x['flushed']:.2f}"])
+    # of numbers that are there
+    again = setup.path("again")
+    must(sys.executable, "-B", SENSITIVITY, "--measured", os.path.join(out, "measured.json"), "-o", again,
+         *([] if plots else ["--no-plots"]))
+    check_equal(wrong, "files of --measured", sorted(os.listdir(again)),
+                sorted(set(os.listdir(out)) - {"measured.json"}))
+    for name in os.listdir(again):
+        one, other = (open(os.path.join(place, name), encoding="utf-8").read() for place in (out, again))
+        check_equal(wrong, f"{name} of --measured is the same", one == other, True)
     report_all(wrong, "report", f"{len(found['losses'])} losses, {len(found['operands'])} operands; "
                "Markdown, HTML and JSON agree")
     if "1 of 38" not in output or "38 of 38, 0:00 left" not in output:
         report(False, "progress", output)
+
+
+def test_command(setup):
+    """What dev/sensitivity tells the program that measures; here one that takes notes."""
+    wrong, stub, out = [], setup.path("stub"), setup.path("noted")
+    with open(stub, "w", encoding="utf-8") as file:
+        file.write(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {setup.path('words')}\n"
+                   f"for last; do :; done\ncp {setup.path('one.json')} \"$last\"\n")
+    os.chmod(stub, 0o755)
+    words = [word for flag in ("-e", "-j", "-vt", "-i", "-b", "-t", "-p", "-seed", "-g")
+             for word in (flag, f"of {flag}")]
+    must(sys.executable, "-B", SENSITIVITY, *words, "--program", stub, "--no-plots", "-o", out)
+    with open(setup.path("words"), encoding="utf-8") as file:
+        check_equal(wrong, "words", file.read().split("\n")[:-1],
+                    [*words, "-o", os.path.join(out, "measured.json")])
+    check_equal(wrong, "files without plots", sorted(os.listdir(out)),
+                ["measured.json", "sensitivity.html", "sensitivity.json", "sensitivity.md"])
+    report_all(wrong, "command line", "all flags reach the program; no plots with --no-plots")
 
 
 def test_bad_input(setup):
@@ -549,6 +821,8 @@ def test_bad_input(setup):
               (["-e"], "-e needs a value"), (["-e", "x", "-e", "y"], "given twice"),
               (["-e", "x", "--program", "/nowhere", *out], "/nowhere: No such file"),
               (["-e", "x", "-o", os.path.join(setup.model, "a")], "Not a directory"),
+              (["--measured", "x"], "-o DIR"), (["--measured", "nothing.json", *out], "No such file"),
+              (["--measured", "x", "-vt", "0", *out], "-vt beside --measured"),
               (["-e", "x", "--program", PROGRAM, *out], "sensitivity_cpu ended with status 1")]
     for words, message in script:
         status, output, errors = run(sys.executable, "-B", SENSITIVITY, "--no-plots", *words)
@@ -562,6 +836,11 @@ def test_bad_input(setup):
 def main():
     plots = importlib.util.find_spec("matplotlib") is not None
     test_findings()
+    with tempfile.TemporaryDirectory() as work:
+        test_pages(work)
+    test_heat_maps()
+    if plots:
+        test_drawing()
     if not (os.access(PROGRAM, os.X_OK) and os.access(TRAINER, os.X_OK)):
         print("skip sensitivity_cpu              not built, or train_gpt2_fp32 is not", flush=True)
         sys.exit(1 if failures else 0)
@@ -572,10 +851,13 @@ def main():
         again["flags"]["-o"] = raw["flags"]["-o"]
         report(again == raw, "threads", "1 and 3 write the same numbers")
         raw_46 = setup.measured("four_six.json", p="nvfp4,tail=0,tile=0,foursix=mse")
+        rotated = setup.measured("rotated.json", p="quartet2,hadamard=128", vt=str(T))
         test_weights(setup, raw, raw_46)
-        test_losses(setup, raw)
+        test_operands(raw, raw_46, rotated)
+        test_losses(setup, raw, raw_46, rotated)
         test_gradients(setup, raw)
         test_report(setup, plots)
+        test_command(setup)
         test_bad_input(setup)
         test_programs(setup)
     if not plots:

@@ -4,10 +4,9 @@
 # d6 (30M parameters) on 500M tokens, and the headline at d12 on 302M. TRAIN and VAL are token files
 # (globs) of GPT-2 tokens. Every GPU of the host, or of CUDA_VISIBLE_DEVICES, takes the next run of
 # the parts named, in their order; a run of d6 takes 5 to 9 minutes on an H100, one of d12 10 to 17.
-# A part may also be one run of d6, as RECIPE:SEED.
-# Finished runs in OUT are not repeated, interrupted ones go on from their last checkpoint; so the
-# same command, or one with other parts or GPUs, goes on where another ended, or helps one that is
-# still at work. The report in OUT is of all runs that are there.
+# A part may also be one run of d6, as RECIPE:SEED. Finished runs in OUT are not repeated, interrupted
+# ones go on from their last checkpoint; so the same command, or one with other parts or GPUs, goes
+# on where another ended, or helps one that is still at work. The report in OUT is of all runs there.
 #
 #   base      the noise, and the gap: BF16 and NVFP4 with 2 seeds
 #   best      Quartet II with a BF16 tail

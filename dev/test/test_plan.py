@@ -347,24 +347,25 @@ def logged_steps():
         add("recipes_h100", model, recipe, 65536, [int(speed) for speed, _ in steps],
             [float(energy) for _, energy in steps if model == "d48"])
     for model, recipe, _, B, times, _, alone, _ in logged_ranks():
-        found["ranks_h200", model, recipe, 1024 * B * times] = [(alone, None)]
+        found["ranks_h200", model, recipe, 1024 * B * times] = [(speed, None) for speed in alone]
     return found
 
 
 def logged_ranks():
     """What ranks_h200/speed.log says of each run of two GPUs: model, recipe, amax, B, micro-batches,
-    tokens/s, of one GPU alone, bytes by kind."""
+    tokens/s, of each GPU alone, bytes by kind."""
     runs = []
     for model, B, times, body in re.findall(
             r"^=== (d\d+), B (\d+), T 1024, (\d+) micro-batches an update: tokens/s\n((?:.+\n)+)",
             read(RESULTS, "ranks_h200", "speed.log"), re.M):
-        for recipe, local, speed, alone, wire in re.findall(
-                r"^(\w+)-z1(-amaxlocal)? +2 GPUs +(\d+), .* of 2 times (\d+)\n"
+        for recipe, local, speed, *alone, wire in re.findall(
+                r"^(\w+)-z1(-amaxlocal)? +2 GPUs +(\d+), .* of the sum of each alone, (\d+) (\d+)\n"
                 r"on the wire .* of all ranks: (.+)$", body, re.M):
             kinds = re.findall(r"([^,]+) (\d+)(?:, |$)", wire)
             assert tuple(kind for kind, _ in kinds) == plan.WIRE_KINDS, wire
             runs.append((model, recipe, "local" if local else "global", int(B), int(times),
-                         int(speed), int(alone), tuple(int(count) for _, count in kinds)))
+                         int(speed), [int(each) for each in alone],
+                         tuple(int(count) for _, count in kinds)))
     return runs
 
 

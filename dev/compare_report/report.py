@@ -19,6 +19,7 @@ from run_log import ReportError
 # Okabe and Ito's colours, as in dev/plot.sh: different to colour-blind readers too.
 COLORS = ["#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
 BUCKETS = 300           # points of a line of single updates; each is the mean of its neighbours
+LEGEND_AMONG_CURVES = 6      # entries, at most
 MISSING = "–"
 
 
@@ -105,6 +106,19 @@ def draw(matplotlib_figure, xlabel, ylabel):
     return figure, axes
 
 
+def legend(axes):
+    """Among the curves; a long one beside them, in the order of their ends."""
+    entries = list(zip(*axes.get_legend_handles_labels()))
+    if len(entries) <= LEGEND_AMONG_CURVES:
+        axes.legend(frameon=False, fontsize=8)
+        return
+    lines = [entry for entry in entries if hasattr(entry[0], "get_ydata")]
+    lines.sort(key=lambda entry: -entry[0].get_ydata()[-1])
+    shades = [entry for entry in entries if not hasattr(entry[0], "get_ydata")]
+    axes.legend(*zip(*lines, *shades), frameon=False, fontsize=8, loc="upper left",
+                bbox_to_anchor=(1.01, 1))
+
+
 def plot_steps(lib, groups, styles, name, ylabel, title, evaluations):
     """One line a run of what each update logged under `name`; with validation losses as points."""
     figure, axes = draw(lib, "million tokens", ylabel)
@@ -129,7 +143,7 @@ def plot_steps(lib, groups, styles, name, ylabel, title, evaluations):
         axes.set_ylim(min(late) - room, max(late) + room)
     axes.set_title(title)
     if axes.lines:
-        axes.legend(frameon=False)
+        legend(axes)
     return svg(figure)
 
 
@@ -157,7 +171,7 @@ def plot_gaps(lib, comparison, styles):
     room = 0.25 * (max(heights) - min(heights) or 0.01)
     axes.set_ylim(min(heights) - room, max(heights) + room)
     axes.set_title(f"gap of the validation loss (shaded: {100 * CONFIDENCE:.0f} % interval)")
-    axes.legend(frameon=False, fontsize=8)
+    legend(axes)
     return svg(figure)
 
 

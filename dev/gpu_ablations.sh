@@ -9,9 +9,9 @@
 # on where another ended, or helps one that is still at work. The report in OUT is of all runs there.
 #
 #   base      the noise, and the gap: BF16 and NVFP4 with 2 seeds
-#   best      Quartet II with a BF16 tail
+#   best      Quartet II with the last or the first block in BF16
 #   without   NVFP4 without each ingredient in turn
-#   stack     on top of that the forward pass, or everything, in BF16 for the last 18 %
+#   stack     on top of that the forward pass in BF16 for the last 18 %
 #   schemes   Four Over Six, Quartet II, TetraJet, FP4 All the Way
 #   formats   FP8 per tensor and in blocks, MXFP4, MXFP8
 #   late      forward or backward alone in BF16 for the last 18 %
@@ -30,14 +30,14 @@ mkdir -p "$out"
 runs_of() {
     case $1 in
         base)    echo nvfp4:1 bf16:1 nvfp4:2 bf16:2 ;;
-        best)    echo quartet2,tail=1:1 ;;
+        best)    echo quartet2,tail=1:1 quartet2,tail=0,front=1:1 ;;
         noise)   echo bf16:3 ;;
         without) echo nvfp4,tail=0:1 nvfp4,hadamard=0:1 nvfp4,stochastic=0:1 nvfp4,tile=0:1 ;;
-        stack)   echo quartet2,tail=1,forward=bf16@0.82:1 quartet2,tail=1,all=bf16@0.82:1 ;;
+        stack)   echo quartet2,tail=1,forward=bf16@0.82:1 quartet2,tail=0,front=1,forward=bf16@0.82:1 ;;
         schemes) echo quartet2:1 nvfp4+46:1 tetrajet:1 fp4all:1 ;;
         formats) echo fp8:1 mxfp4:1 fp8block:1 mxfp8:1 ;;
         late)    echo nvfp4,forward=bf16@0.82:1 nvfp4,backward=bf16@0.82:1 nvfp4,all=bf16@0.82:1 ;;
-        d12)     echo nvfp4:1 bf16:1 quartet2,tail=2:1 fp8:1 ;;
+        d12)     echo nvfp4:1 bf16:1 quartet2,tail=0,front=2,forward=bf16@0.82:1 fp8:1 ;;
         *:[0-9]*) echo "$1" ;;
         *)       echo "$usage" >&2; return 1 ;;
     esac

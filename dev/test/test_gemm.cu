@@ -11,8 +11,11 @@ run twice  the same bits.
 Faults that made it fail, one at a time: TRANSA from A's flag; the layout of a (K,N) operand made from
 (N,K); accumulate ignored; bias ignored; alpha ignored; a plan found by a comparison without K, or
 without bias; the scale byte of the next block in expand_kernel; the second operand expanded over the
-first; N taken from A.
+first; N taken from A; of a product in parts the first part again and again, parts of whole columns,
+half the step, all of K in each, a sum that begins anew.
 */
+static int wgrad_parts = 1;
+#define GEMM_WGRAD_PARTS wgrad_parts    // a constant in the programs
 #include "../../llmc/gemm.cuh"
 #include "device_check.cuh"
 
@@ -91,9 +94,10 @@ enum { FORWARD, HEAD, DINP, DWEIGHT };
 
 template <typename Real> static void test_role(GemmSize s, int role, int integers) {
     const char* role_names[] = { "forward", "head", "dinp", "dweight" };
-    char name[80];
-    snprintf(name, sizeof(name), "%s %s %s %d %d %d", real_name<Real>(), role_names[role],
-             integers ? "exact" : "bounded", s.M, s.N, s.K);
+    char name[120], parts[32] = "";
+    if (wgrad_parts > 1) { snprintf(parts, sizeof(parts), " in %d parts", wgrad_parts); }
+    snprintf(name, sizeof(name), "%s %s %s %d %d %d%s", real_name<Real>(), role_names[role],
+             integers ? "exact" : "bounded", s.M, s.N, s.K, parts);
     size_t n = (size_t)s.M * s.N, size_A = (size_t)s.M * s.K, size_B = (size_t)s.N * s.K;
     float* A = new_floats(size_A);
     float* B = new_floats(size_B);
@@ -318,6 +322,22 @@ static void test_same_bits(GemmSize s) {
     free(again);
 }
 
+// The products that add to D, summed over parts of K. A plan holds for one number of parts.
+static void test_parts(int parts) {
+    wgrad_parts = parts;
+    gemm_create(&gemm, gemm_paths(GEMM_EMULATED), 0);
+    for (int i = 0; i < NUM_SIZES; i++) {
+        if (sizes[i].K % (8 * parts) != 0 ||
+            (RUNS_ON_CPU && (size_t)sizes[i].M * sizes[i].N * sizes[i].K > MOST_ON_CPU)) { continue; }
+        for (int integers = 1; integers >= 0; integers--) {
+            test_role<__nv_bfloat16>(sizes[i], DWEIGHT, integers);
+            test_role<float>(sizes[i], DWEIGHT, integers);
+        }
+    }
+    gemm_free(&gemm);
+    wgrad_parts = 1;
+}
+
 int main(void) {
     if (device_missing("gemm")) { return 0; }
     size_t most = 0;
@@ -347,5 +367,7 @@ int main(void) {
     for (int i = 0; i < 3 && !RUNS_ON_CPU; i++) { test_same_bits(long_sums[i]); }
     if (RUNS_ON_CPU) { report_skip("same bits", "about cuBLASLt, which is not in this program"); }
     gemm_free(&gemm);
+    test_parts(2);
+    test_parts(7);
     return report_status();
 }

@@ -604,8 +604,9 @@ static inline void recipe_print_operand(const Recipe* r, int operand, FILE* out)
 static inline void recipe_print_rule(const RecipeRule* rule, const char* low, FILE* out) {
     static const char* gemms[] = { "", "fprop", "dgrad", "fprop, dgrad", "wgrad", "fprop, wgrad",
                                    "dgrad, wgrad", "all GEMMs" };
-    fprintf(out, "  but             %s of blocks %d to %d", gemms[rule->gemms], rule->first,
-            rule->last);
+    fprintf(out, "  but             %s of ", gemms[rule->gemms]);
+    if (rule->first == rule->last) { fprintf(out, "block %d", rule->first); }
+    else { fprintf(out, "blocks %d to %d", rule->first, rule->last); }
     for (int i = 0; i < NUM_LINEARS; i++) {
         if (rule->linears == 1 << i) { fprintf(out, ", %s alone", linear_name(i)); }
     }

@@ -14,8 +14,10 @@ LINEARS = ("qkv", "attproj", "fc", "fcproj")
 OPERANDS = ("X", "W", "dY", "W^T", "dY^T", "X^T")      # as the GEMMs take them: fprop, dgrad, wgrad
 GEMMS = ("fprop", "dgrad", "wgrad", "all")
 LIMIT = math.sqrt(3)    # of gradient over noise [arXiv 2505.19115, section 4]
+GROUPS = 16             # of neighbouring rows, for standard errors
 RESOLVED = 3.0          # standard errors that a difference must be from zero to be told from noise:
-                        # three, because that is asked of many layers at once
+                        # three, because that is asked of many layers at once (by Student's t with
+                        # GROUPS - 1 degrees of freedom noise alone is as far in 0.9 % of all cases)
 SUBNORMAL_BELOW = {"nvfp4": -6}     # block scales below 2^this have fewer than 4 significant bits
 
 
@@ -30,12 +32,24 @@ def read(path):
 # -------------------------------------------------------------------------------------------------
 # Losses
 
+def group_means(rows):
+    """Means of GROUPS groups of neighbours, whose sizes differ by one at most; the rows themselves if
+    they are too few for two a group."""
+    if len(rows) < 2 * GROUPS:
+        return rows
+    ends = [i * len(rows) // GROUPS for i in range(GROUPS + 1)]
+    return [statistics.fmean(rows[i:j]) for i, j in zip(ends, ends[1:])]
+
+
 def paired(a, b):
     """{"difference", "error"}: mean of a minus mean of b, losses of the same rows under two recipes,
-    and its standard error, stdev(a - b) / sqrt(n). What makes a row hard is common to both and
-    cancels. Takes rows as independent."""
+    and its standard error, stdev(means of groups of a - b) / sqrt(number of groups). What makes a row
+    hard is common to both and cancels. Neighbouring rows are often of one document and their
+    differences alike, so that rows are not independent; groups of many rows nearly are (the method
+    of batch means)."""
     d = [x - y for x, y in zip(a, b)]
-    error = statistics.stdev(d) / math.sqrt(len(d)) if len(d) > 1 else None
+    means = group_means(d)
+    error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
     return {"difference": statistics.fmean(d), "error": error}
 
 

@@ -5,7 +5,8 @@ of dev/compare's report.
 import json
 
 import report
-from findings import (GEMMS, LIMIT, LINEARS, OPERANDS, RESOLVED, is_resolved, of_kind, ranking)
+from findings import (GEMMS, GROUPS, LIMIT, LINEARS, OPERANDS, RESOLVED, is_resolved, of_kind,
+                      ranking)
 from report import MISSING, percent, text
 
 CELLS_WITH_NUMBERS = 24     # rows of a heat map that has the numbers in its cells
@@ -238,12 +239,15 @@ def plots(found):
 
 def method(found):
     B, T, rows = found["flags"]["-b"], found["flags"]["-t"], found["val_rows"]
+    error = (f"stdev(difference) / sqrt(rows), which takes rows as independent: too few for {GROUPS} groups"
+             if rows < 2 * GROUPS else
+             f"from {GROUPS} groups of neighbouring rows,\nwhich are often of one document: "
+             f"stdev(means of groups) / sqrt({GROUPS})")
     lines = f"""
 Losses: mean over the same {rows} rows of {T} tokens in every case. After ± stands the standard error of
-the mean difference between the same rows under two recipes, stdev(difference) / sqrt(rows), which takes
-rows as independent; differences above {RESOLVED:g} of them are bold, more than noise. It covers the
-choice of validation rows, not that of seeds or data of the training run. A loss sees the forward pass
-alone: W and X.
+the mean difference between the same rows under two recipes, {error};
+differences above {RESOLVED:g} of them are bold, more than noise. It covers the choice of validation rows, not
+that of seeds or data of the training run. A loss sees the forward pass alone: W and X.
 
 Kept in BF16 (gain): how far the loss falls below that with all layers quantized if this one is not.
 Quantized alone (cost): how far it rises above that of BF16 if no other is. With many layers the two

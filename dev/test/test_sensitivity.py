@@ -23,7 +23,8 @@ sensitivity_cpu.c, sensitivity_cuda.cu: gradients that add up or are of the sum,
 recipe, masters, working weights not renewed; the source masters, block 0's, cut in half; codes,
 scales, amax not copied. findings.py: 20 log10, ln, noise over signal; each share of another whole;
 below 2^-7, zero scales left out, in every format; differences the other way, unpaired, stdev for its
-error or of a population, 2 errors, only gains resolved; perplexity 2^loss; cost for gain; operands in
+error or of a population, 2 errors, only gains resolved; groups of rows far from each other, the rest
+left out, sqrt(rows) for sqrt(groups), groups of single rows; perplexity 2^loss; cost for gain; operands in
 another order; noise not halved, inverted, squared, against BF16; sqrt(2); errors over another
 gradient, squared; ranking reversed, by size, of layers alone, with blocks; damaged numbers accepted.
 pages.py: bold exchanged, sqrt(3) the other way or of the whole model; nats for thousandths, shares
@@ -455,6 +456,15 @@ def test_findings():
     check_equal(wrong, "difference", x["difference"], 4 / 3, 1e-12)
     check_equal(wrong, "error", x["error"], math.sqrt(7 / 3 / 3), 1e-12)    # variance 14/3 / 2
     check_equal(wrong, "error of one row", findings.paired([2.0], [1.0])["error"], None)
+    # 0, 0, 1, 1, ... 15, 15: the variance of 0 to 15 is 68 / 3; with 31 rows that of the rows
+    twins, zeros = [float(i // 2) for i in range(32)], [0.0] * 32
+    check_equal(wrong, "error of 16 pairs", findings.paired(twins, zeros)["error"],
+                math.sqrt(68 / 3 / 16), 1e-12)
+    check_equal(wrong, "error of 31 rows", findings.paired(twins[:31], zeros[:31])["error"],
+                statistics.stdev(twins[:31]) / math.sqrt(31), 1e-12)
+    means = findings.group_means([float(i) for i in range(35)])
+    check_equal(wrong, "groups of 35 rows", [len(means), *means[:5], means[-1]],
+                [16, 0.5, 2.5, 4.5, 6.5, 8.5, 33.0])
     rows = {"none": [1.0, 1.0], "all": [3.0, 3.0], "all but": [2.0, 2.5]}
     x = findings.losses({"losses": [dict(kind=kind, layer=0, linear=None, recipe="", weights="",
                                          rows=values) for kind, values in rows.items()]})[2]

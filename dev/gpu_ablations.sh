@@ -4,9 +4,10 @@
 # d6 (30M parameters) on 500M tokens, and the headline at d12 on 302M. TRAIN and VAL are token files
 # (globs) of GPT-2 tokens. Every GPU of the host, or of CUDA_VISIBLE_DEVICES, takes the next run of
 # the parts named, in their order; a run of d6 takes 5 to 9 minutes on an H100, one of d12 10 to 17.
-# A part may also be one run of d6, as RECIPE:SEED. Finished runs in OUT are not repeated, interrupted
-# ones go on from their last checkpoint; so the same command, or one with other parts or GPUs, goes
-# on where another ended, or helps one that is still at work. The report in OUT is of all runs there.
+# A part may also be one run, as RECIPE:SEED or d12/RECIPE:SEED. Finished runs in OUT are not
+# repeated, interrupted ones go on from their last checkpoint; so the same command, or one with other
+# parts or GPUs, goes on where another ended, or helps one that is still at work. The report in OUT is
+# of all runs there.
 #
 #   base      the noise, and the gap: BF16 and NVFP4 with 2 seeds
 #   best      Quartet II with the last or the first block in BF16
@@ -37,8 +38,8 @@ runs_of() {
         schemes) echo quartet2:1 nvfp4+46:1 tetrajet:1 fp4all:1 ;;
         formats) echo fp8:1 mxfp4:1 fp8block:1 mxfp8:1 ;;
         late)    echo nvfp4,forward=bf16@0.82:1 nvfp4,backward=bf16@0.82:1 nvfp4,all=bf16@0.82:1 ;;
-        d12)     echo nvfp4:1 bf16:1 quartet2,tail=0,front=2,forward=bf16@0.82:1 fp8:1 ;;
-        *:[0-9]*) echo "$1" ;;
+        d12)     echo nvfp4:1 quartet2,tail=0,front=2,forward=bf16@0.82:1 bf16:1 fp8:1 ;;
+        *:[0-9]*) echo "${1#d12/}" ;;
         *)       echo "$usage" >&2; return 1 ;;
     esac
 }
@@ -92,7 +93,7 @@ work() {
     local part model run
     for part in "${parts[@]}"; do
         model=d6
-        [ "$part" != d12 ] || model=d12
+        case $part in d12|d12/*) model=d12 ;; esac
         for run in $(runs_of "$part"); do train "$1" "$model" "${run%:*}" "${run#*:}"; done
     done
 }

@@ -960,7 +960,9 @@ template <typename Real> static void train(TrainRun* run, const cudaDeviceProp* 
     logger_memory(&run->log, device_memory_total());
 
     char bus_id[32];
-    cudaCheck(cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), run->ranks.local_rank));
+    int number;
+    cudaCheck(cudaGetDevice(&number));
+    cudaCheck(cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), number));
     EnergyMeter meter = energy_open(bus_id);
     double peak = bf16_peak_flops(device->name);
     double flops_per_token = training_flops_per_token(&run->model, run->config.T);
@@ -996,21 +998,40 @@ template <typename Real> static void train(TrainRun* run, const cudaDeviceProp* 
     free(run->sums[1]);
 }
 
+// Ends the program if this rank has the GPU of another one.
+static void device_check_alone(Ranks* ranks, const cudaDeviceProp* device) {
+    if (ranks->size <= 1) { return; }
+    char uuid[2 * sizeof(device->uuid) + 1];
+    for (size_t i = 0; i < sizeof(device->uuid); i++) {
+        snprintf(uuid + 2 * i, 3, "%02x", (unsigned char)device->uuid.bytes[i]);
+    }
+    char* all = ranks_texts(ranks, uuid, "GPUs");       // each ends with a 0
+    for (int i = 0; i < ranks->rank; i++) {
+        check(strcmp(all + i * sizeof(uuid), uuid) != 0, "ranks %d and %d of %d have the same GPU; "
+              "start as many ranks on a host as it has GPUs, with CUDA_VISIBLE_DEVICES naming all of "
+              "them or another one for each rank", i, ranks->rank, ranks->size);
+    }
+    free(all);
+}
+
 // The GPU to train on, or an error that says what is wrong with what there is. The ranks of a host
-// have one each.
-static cudaDeviceProp device_open(const Ranks* ranks) {
+// have one each: if a rank sees all of them, that of its number; some launchers let it see its own
+// alone.
+static cudaDeviceProp device_open(Ranks* ranks) {
     int count = 0;
     cudaError_t status = cudaGetDeviceCount(&count);
     check(status == cudaSuccess && count > 0, "no CUDA GPU to train on (%s); train_gpt2_fp32 does "
           "the same on the CPU", status == cudaSuccess ? "none found" : cudaGetErrorString(status));
-    check(ranks->local_rank < count, "rank %d of %d is number %d on this host, which has %d GPU%s; "
+    int number = count == 1 ? 0 : ranks->local_rank;
+    check(number < count, "rank %d of %d is number %d on this host, which has %d GPU%s; "
           "start as many ranks on a host as it has GPUs", ranks->rank, ranks->size,
           ranks->local_rank + 1, count, count == 1 ? "" : "s");
     cudaDeviceProp device;
-    cudaCheck(cudaGetDeviceProperties(&device, ranks->local_rank));
+    cudaCheck(cudaGetDeviceProperties(&device, number));
     check(device.major >= 8, "%s has compute capability %d.%d; BF16 tensor cores begin with "
           "8.0 (A100)", device.name, device.major, device.minor);
-    cudaCheck(cudaSetDevice(ranks->local_rank));
+    cudaCheck(cudaSetDevice(number));
+    device_check_alone(ranks, &device);
     return device;
 }
 

@@ -34,6 +34,7 @@ DEVICE_RANKS_AHEAD others have not ended. Both look for the errors that NCCL fin
 #ifndef LLMC_MULTI_RANK_NCCL_CUH
 #define LLMC_MULTI_RANK_NCCL_CUH
 
+#include <unistd.h>
 #include "cuda_common.cuh"
 #include "multi_rank.h"
 #include "shards.h"
@@ -114,6 +115,7 @@ static inline void nccl_give(void*, size_t, int, NcclComm, cudaStream_t) {}
 // Start and end
 
 #define DEVICE_RANKS_AHEAD 256      // collectives that the CPU may be ahead of the GPU
+#define DEVICE_RANKS_ABORT_SECONDS 10
 
 // A collective that was given to a stream.
 typedef struct {
@@ -136,10 +138,14 @@ static inline DeviceRanks** device_ranks_active(void) {
     return &active;
 }
 
-// The program ends by an error: kernels that wait for other ranks must not keep it from ending.
+// The program ends by an error: kernels that wait for other ranks must not keep it from ending. Nor
+// must ncclCommAbort, which may wait for the other ranks to abort as well (NVIDIA/nccl issues 863,
+// 992): they are told before, and the alarm's signal ends the process.
 static inline void device_ranks_on_exit(void) {
     DeviceRanks* d = *device_ranks_active();
     if (d != NULL) {
+        watchdog_on_exit();
+        alarm(DEVICE_RANKS_ABORT_SECONDS);
         nccl_abort(d->beside);
         nccl_abort(d->between);
     }

@@ -490,6 +490,13 @@ static inline void recipe_settle(Recipe* r) {
           "-p %s: oscireset is about quantized weights", r->text);
     check(r->front + r->tail <= r->L, "-p %s: front=%d and tail=%d are more than the %d blocks",
           r->text, r->front, r->tail, r->L);
+    for (const RecipeRule* rule = r->rules; rule < r->rules + r->num_rules; rule++) {
+        int every = rule->first == 0 && rule->last == r->L - 1;
+        check(!rule->quantized || every || (rule->first >= r->front && rule->last < r->L - r->tail),
+              "-p %s: blocks %d to %d are not all quantized, since front=%d and tail=%d go before "
+              "exceptions; give a smaller front= or tail=", r->text, rule->first, rule->last,
+              r->front, r->tail);
+    }
 }
 
 // L: blocks of the model.

@@ -99,7 +99,7 @@ static inline void train_config_flags(TrainConfig* c, Flag* flags /* (TRAIN_NUM_
         { "-j",    's', &c->val_data,         0, 0,     0, "validation tokens" },
         { "-e",    's', &c->model,            0, 0,     1, "model: d12, d12,vocab=257, or a file" },
         { "-p",    's', &c->recipe,           0, 0,     1, "fp32, bf16, nvfp4, or nvfp4,tail=2" },
-        { "-g",    's', &c->gemm_path,        0, 0,     1, "the GPU's FP4 GEMM: auto, emulated, fp4" },
+        { "-g",    's', &c->gemm_path,        0, 0,     1, "GEMM of a GPU: auto, emulated, fp4, fp8" },
         { "-b",    'i', &c->B,                1, many,  1, "rows of a micro-batch, on each rank" },
         { "-t",    'i', &c->T,                1, many,  1, "sequence length T, in tokens" },
         { "-d",    'l', &c->total_batch,      0, many,  1, "tokens of one update (0: B*T*ranks)" },
@@ -152,8 +152,8 @@ static inline void train_config_check(const TrainConfig* c, int ranks) {
     check(c->num_steps < 0 || c->warmup_steps <= c->num_steps,
           "-u %d warmup steps are more than the run's -x %d", c->warmup_steps, c->num_steps);
     check(strcmp(c->gemm_path, "auto") == 0 || strcmp(c->gemm_path, "emulated") == 0 ||
-          strcmp(c->gemm_path, "fp4") == 0,
-          "-g %s: no such path; there are auto, emulated, fp4", c->gemm_path);
+          strcmp(c->gemm_path, "fp4") == 0 || strcmp(c->gemm_path, "fp8") == 0,
+          "-g %s: no such path; there are auto, emulated, fp4, fp8", c->gemm_path);
     check(c->val_tokens == 0 || c->val_tokens >= c->T,
           "-vt %" PRId64 " validation tokens are less than one row, -t %d", c->val_tokens, c->T);
     check(c->sample_every == 0 || c->sample_tokens <= c->T,

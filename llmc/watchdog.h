@@ -369,6 +369,7 @@ static inline void watchdog_close(Watchdog* w) {
 static inline void watchdog_on_exit(void) {
     Watchdog* w = *watchdog_active();
     if (w != NULL) {
+        *watchdog_active() = NULL;                  // once is enough
         watchdog_set(w, &w->leaving, WATCHDOG_ENDED);
         pthread_join(w->thread, NULL);
     }

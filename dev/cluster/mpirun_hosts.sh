@@ -10,7 +10,8 @@
 # What it needs: ssh from here to every host without a password; the same version of Open MPI on all
 # of them; this directory at the same place, with the data (a shared file system, or copies). The
 # cores of a host are divided among its ranks; THREADS=N gives each rank N threads instead. Where the
-# hosts have several networks, NETWORK=10.0.0.0/8 says which one to use. PORT=N: another port for
+# hosts have several networks, NETWORK=10.0.0.0/8 says which one MPI uses, NCCL_SOCKET_IFNAME=eth1 the
+# same for NCCL (all NCCL_* variables and LD_LIBRARY_PATH go to every host). PORT=N: another port for
 # the watchdog, if 29400 is taken on the first host. AGENT=COMMAND: what to call in place of ssh.
 #
 # When the network to a host breaks, the ranks on both sides end within the timeout (-rt) and say so;
@@ -41,6 +42,8 @@ fi
 threads=${THREADS:-$(($(nproc) / ranks))}
 export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
 export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
+
+for name in "${!NCCL_@}" ${LD_LIBRARY_PATH:+LD_LIBRARY_PATH}; do options+=(-x "$name"); done
 
 exec mpirun "${options[@]}" -x OMP_NUM_THREADS -x GOMP_SPINCOUNT \
     "$program" "$@" -ra "${names[0]}:${PORT:-29400}"

@@ -6,6 +6,8 @@
 #
 #     sbatch --nodes=4 --ntasks-per-node=8 dev/cluster/slurm.sh ./train_gpt2_fp32 -e d12 -b 4 \
 #         -d 524288 -z 1 -o runs/a -n 100 -y 1
+#     sbatch --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 dev/cluster/slurm.sh ./train_gpt2_nvfp4 \
+#         -e d12 -b 64 -t 1024 -d 4194304 -z 1 -o runs/b -n 100 -y 1
 #
 # The program's MPI and Slurm have to speak one language, PMIx: `srun --mpi=list` shows pmix. It
 # has to be built on a machine like the nodes (-march=native). -y 1 goes on from the newest checkpoint,

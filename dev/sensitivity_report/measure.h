@@ -94,7 +94,7 @@ static inline void measure_flags(Measure* m) {
         { "-b",    'i', &c->B,          1, 1e6,  0, "rows of a micro-batch" },
         { "-t",    'i', &c->T,          0, 1e6,  0, "tokens of a row (0: the model's context)" },
         { "-seed", 'u', &c->seed,       0, 0,    0, "seed of random bits and the order of -i" },
-        { "-g",    's', &c->gemm_path,  0, 0,    0, "GEMM path on a GPU: auto, emulated, fp4" },
+        { "-g",    's', &c->gemm_path,  0, 0,    0, "GEMM of a GPU: auto, emulated, fp4, fp8" },
         { "-o",    's', &c->output,     0, 0,    0, "JSON file to write" },
     };
     static_assert(sizeof(flags) == MEASURE_NUM_FLAGS * sizeof(Flag), "MEASURE_NUM_FLAGS");

@@ -22,6 +22,7 @@ not the root is NaN here.
 
 For tests, in the environment: NCCL_MODEL_ERROR=R:N lets ncclCommGetAsyncError of rank R answer with
 an error after N groups; NCCL_MODEL_HANG=R:N lets rank R sleep for ever in its Nth group;
+NCCL_MODEL_ABORT_HANGS=1 lets ncclCommAbort never return, as NCCL's may while other ranks go on;
 NCCL_MODEL_TRACE=1 prints each group of rank 0.
 
 C11.
@@ -322,6 +323,7 @@ ncclResult_t ncclCommDestroy(ncclComm_t comm) {
 }
 
 ncclResult_t ncclCommAbort(ncclComm_t comm) {
+    while (getenv("NCCL_MODEL_ABORT_HANGS") != NULL) { sleep(1); }
     if (comm != NULL) { comm->alive = 0; }
     return ncclSuccess;
 }

@@ -7,7 +7,9 @@
 #
 # Seen failing: validation with fewer rows than -b, on the model's FP4 tensor cores, while the scales
 # of rows that were there before stayed in the padding; an error inside NCCL while errors were only
-# looked for when a collective had not ended (the run went on). Other faults: test_ranks_model.cu.
+# looked for when a collective had not ended (the run went on); NCCL aborted before the others were
+# told (they waited); a GPU chosen by the rank's number where one is visible; GPUs not compared. Other
+# faults: test_ranks_model.cu.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 # shellcheck source=dev/test/report.sh
@@ -106,6 +108,21 @@ ranks 2 "$cuda" -b 6 -z 1 -y 1 -o "$work/c_many" &&
     near "$(field loss 3 c_many)" "$(field loss 3 many)" 0.01
 report $? "resumed from the C program's" "last loss $(field loss 3 c_many)"
 
+if [ "$cuda" = build/cpu/train_gpt2_nvfp4 ]; then
+    # what some launchers do: each rank sees one GPU, its own; and what a careless wrapper does
+    cat > "$work/visible" <<END
+#!/usr/bin/env bash
+CUDA_VISIBLE_DEVICES=\${ALL:-\$((3 + OMPI_COMM_WORLD_LOCAL_RANK))} exec $cuda "\$@"
+END
+    chmod +x "$work/visible"
+    ranks 2 "$work/visible" -b 6 -z 1 -o "$work/visible_run"
+    report $? "each rank sees its GPU alone" "$(grep -m 1 -o '^step 4/.*norm [0-9.]*' "$work/out")"
+    ALL=3 ranks 2 "$work/visible" -b 6 -z 1 -o "$work/visible_run"
+    status=$?
+    [ $status -ne 0 ] && grep -q "error: ranks 0 and 1 of 2 have the same GPU" "$work/err"
+    report $? "both ranks see the same GPU" "$(grep -m 1 -o '^error: ranks.*GPU;' "$work/err")"
+fi
+
 # ---------------------------------------------------------------------------------------------
 # Faults
 
@@ -117,6 +134,12 @@ if [ "$cuda" = build/cpu/train_gpt2_nvfp4 ]; then
     [ $status -ne 0 ] && [ $status -ne 124 ] &&
         grep -q "error: rank 1 of 2, waiting in '.*': NCCL: remote process" "$work/err"
     report $? "an error inside NCCL" "$(grep -m 1 '^error: rank 1' "$work/err")"
+
+    NCCL_MODEL_ERROR=1:9 NCCL_MODEL_ABORT_HANGS=1 ranks 2 "$cuda" -rt 2
+    status=$?
+    [ $status -ne 0 ] && [ $status -ne 124 ] &&
+        grep -q "^error: rank 0 .*rank 1 has ended early" "$work/err"
+    report $? "ncclCommAbort does not return" "$(grep -m 1 '^error: rank 0' "$work/err")"
 fi
 
 ranks 2 "$cuda" &

@@ -293,9 +293,26 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 
 static int device_current = 0;
 
+// Those that CUDA_VISIBLE_DEVICES names ("3" or "0,1"), else one for each process.
 cudaError_t cudaGetDeviceCount(int* count) {
+    const char* visible = getenv("CUDA_VISIBLE_DEVICES");
     const char* processes = getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
-    return *count = processes == NULL ? 1 : atoi(processes), cudaSuccess;
+    *count = processes == NULL ? 1 : atoi(processes);
+    for (*count = visible == NULL ? *count : 1; visible != NULL && *visible; visible++) {
+        *count += *visible == ',';
+    }
+    return cudaSuccess;
+}
+
+// The number of a device among all of the host.
+int device_physical(int device) {
+    const char* visible = getenv("CUDA_VISIBLE_DEVICES");
+    if (visible == NULL) { return device; }
+    for (int i = 0; i < device && visible != NULL; i++) {
+        visible = strchr(visible, ',');
+        visible = visible != NULL ? visible + 1 : NULL;
+    }
+    return visible == NULL ? -1 : atoi(visible);
 }
 
 cudaError_t cudaGetDevice(int* device) { return *device = device_current, cudaSuccess; }
@@ -307,9 +324,10 @@ cudaError_t cudaSetDevice(int device) {
     return device_current = device, cudaSuccess;
 }
 
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
     memset(properties, 0, sizeof(*properties));
     strcpy(properties->name, "CPU");
+    properties->uuid.bytes[0] = (char)device_physical(device);
     properties->major = device_capability.major;
     properties->minor = device_capability.minor;
     properties->multiProcessorCount = 1;

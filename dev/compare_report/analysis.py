@@ -323,7 +323,8 @@ def token_cost(losses, step, base, shorter):
         if run.finished and run.evaluations.get(run.num_steps) is not None:
             ends.setdefault(run.num_steps, []).append(run.evaluations[run.num_steps])
     end = curve[step]
-    if ends and step == runs[0].num_steps:
+    by_ends = bool(ends) and step == runs[0].num_steps
+    if by_ends:
         method = f"ends of runs of {len(ends) + 1} lengths"
         points = [(s, statistics.fmean(x)) for s, x in ends.items()] + [(step, end)]
     else:
@@ -336,7 +337,7 @@ def token_cost(losses, step, base, shorter):
              "range": None, "method": method}
     if losses[0] < end:
         return dict(found, method="below the baseline's end, not extrapolated")
-    if ends or runs[0].flags.get("-k") == "constant":
+    if by_ends or runs[0].flags.get("-k") == "constant":
         found["more"], found["low"], found["high"] = (cost(x, points, step) for x in losses)
         if found["more"] is not None:
             return dict(found, range=[found["more"]] * 2)
@@ -382,10 +383,12 @@ def compare_recipe(group, base, shorter, rows, base_rows):
     if step is not None:
         result["val"] = val = difference({s: run.evaluations[step] for s, run in a.items()},
                                          {s: run.evaluations[step] for s, run in b.items()})
-        result["relative"] = val["gap"] / val["baseline"]
+        result["relative"] = val["gap"] / val["baseline"] if val["baseline"] else None
         ends = [None, None] if val["half"] is None else [
             val["baseline"] + val["gap"] + sign * val["half"] for sign in (-1, 1)]
-        result["cost"] = token_cost([val["baseline"] + val["gap"], *ends], step, b, shorter)
+        paired = [run for run in shorter if run.seed in b]      # seeds' noise cancels, as in the gap
+        result["cost"] = token_cost([val["baseline"] + val["gap"], *ends], step, b,
+                                    paired or shorter)
     ends = [{s: train_loss_at_end(run) for s, run in x.items()} for x in (a, b)]
     if len({len(run.steps) for x in (a, b) for run in x.values()}) == 1:
         result["train"] = difference(*ends)     # usable runs have no loss that is None

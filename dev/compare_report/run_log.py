@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -142,7 +143,7 @@ class Run:
 
     def peak(self):
         """FLOP/s of all its GPUs."""
-        one = finite(self.info.get("peak_flops")) or peak_flops(self.info.get("device", ""))
+        one = finite(self.info.get("peak_flops")) or peak_flops(self.info.get("device") or "")
         return one * self.ranks if one else None
 
 
@@ -252,4 +253,7 @@ def find_logs(argument):
     inside = sorted(glob.glob(os.path.join(glob.escape(path), "*", "log.jsonl")))
     if not inside:
         raise ReportError(f"{path}: no log.jsonl in it, nor in its directories")
-    return [(name, os.path.dirname(log)) for log in inside]
+    for log in inside:                      # of a run that was ended before it began
+        if os.path.getsize(log) == 0:
+            print(f"{log}: empty, left out", file=sys.stderr)
+    return [(name, os.path.dirname(log)) for log in inside if os.path.getsize(log) > 0]

@@ -183,6 +183,7 @@ test_recipes() {
     rejects "ingredient empty"          "'' should begin with a whole number" -p nvfp4,tail=
     rejects "unknown format"            'is nvfp4 or bf16'                  -p nvfp4,dgrad=fp8
     rejects "too many BF16 blocks"      'more than the 2 blocks'            -p nvfp4,front=2,tail=1
+    rejects "exception in the BF16 tail" 'blocks 1 to 1 are not all quantized' -p nvfp4,tail=1,all=nvfp4:1
     rejects "overrides of fp32"         'fp32 has no ingredients'        -p fp32,tail=1
 }
 

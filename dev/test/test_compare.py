@@ -17,7 +17,8 @@ one GPU, joules an update, power without the first update, norms clipped, mean s
 rank's peak, B200 for GB200; data, -vt, -k, tokens of an update unchecked, -b checked, force
 ignored, a seed twice; resuming one step early, evaluations and steps kept over a resume, NaN taken,
 a cut line called rubbish, finished without evaluation, checkpoints unseen, '=' in a directory; ids
-that clash, a crooked table, memory invented, 0 for missing, every point drawn, a trace for a
+that clash, a range taken for a number at an unfinished recipe's end, lengths of seeds that the recipe
+has not, an empty log or a device that is null as the end of everything, a crooked table, memory invented, 0 for missing, every point drawn, a trace for a
 missing matplotlib; alarms kept over a resume, a run without guards called quiet; no -y, finished or
 diverged runs repeated, settings or defaults unchecked, 6e-4 against 0.0006, the GPU not chosen or
 shared, no lock, trainers left, another -n, failures unnoticed, status 0, the file before the
@@ -26,6 +27,7 @@ command line, SIGTERM, -x with --logs.
 import contextlib
 import html.parser
 import importlib.util
+import io
 import json
 import math
 import os
@@ -273,6 +275,22 @@ def test_tokens(work):
     cost = c["recipes"]["nvfp4"]["cost"]
     check_equal(wrong, "ends of other lengths", 1 + (cost["more"] or 0), 1.25, 0.01)
     check_equal(wrong, "shorter runs", len(c["shorter_baselines"]), 2)
+    # a recipe at update 320 of 400 is not at the end of anything: a range, whatever the lengths
+    path = os.path.join(write_log(os.path.join(work, "cut"), "nvfp4", 1, loss=recipe, **{"-u": 40}),
+                        "log.jsonl")
+    lines = read(path).split("\n")
+    last = max(i for i, line in enumerate(lines) if line.replace(" ", "").startswith('{"step":320,'))
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("\n".join(lines[:last + 1]) + "\n")
+    cost = comparison(*ends, os.path.dirname(path))["recipes"]["nvfp4"]["cost"]
+    check_equal(wrong, "an unfinished recipe", (cost["more"], cost["method"]),
+                (None, "one decaying run"))
+    # lengths with a second seed, which the recipe has not: that seed's noise must not enter
+    seconds = [write_log(os.path.join(work, f"s{n}"), "bf16", 2, n,
+                         loss=lambda s, n=n: end(n)(s) + 0.02, **{"-u": n // 10})
+               for n in (240, 300, 400)]
+    cost = comparison(*ends, *seconds, other)["recipes"]["nvfp4"]["cost"]
+    check_equal(wrong, "ends of the recipe's seed", 1 + (cost["more"] or 0), 1.25, 0.01)
     better = write_log(os.path.join(work, "o4"), "nvfp4", 1, loss=lambda s: law(s) - 0.1,
                        **{"-u": 40})
     cost = comparison(ends[2], better)["recipes"]["nvfp4"]["cost"]
@@ -443,6 +461,18 @@ def test_bad_logs(work):
             wrong.append(f"{bad!r} was taken for a log")
         except run_log.ReportError:
             pass
+    with open(path, "w", encoding="utf-8") as file:
+        file.write('{"run":{"device":null,"recipe":"bf16","flags":{}}}\n')
+    check_equal(wrong, "no device", run_log.read_run(directory).peak(), None)
+    os.makedirs(os.path.join(os.path.dirname(directory), "never_began"))
+    with open(os.path.join(os.path.dirname(directory), "never_began", "log.jsonl"), "w",
+              encoding="utf-8"):
+        pass
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        found = run_log.find_logs(os.path.dirname(directory))
+    check_equal(wrong, "an empty log among others",
+                ([os.path.basename(each) for _, each in found], told.getvalue().count("left out")),
+                ([os.path.basename(directory)], 1))
     report_all(wrong, "logs in bad states", "cut, rubbish, NaN, null, resumed, repeated, empty")
 
 

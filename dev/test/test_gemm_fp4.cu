@@ -6,8 +6,9 @@ reference quantizes with the C functions, expands, and multiplies in double.
 Two ways to run it. On the CPU, with the kernels as fibres (cuda_on_cpu) and a model of cuBLASLt's
 contract in its place (cublaslt_model.c): it is handed the very bytes, layouts, leading dimensions,
 scale pointers and alpha that the GPU would be handed, and knows nothing of this project's code. On a
-GPU that has FP4 tensor cores, with those; on any other the request is made, answered NOT_SUPPORTED,
-and that answer is the test.
+GPU that has FP4 tensor cores, with those, as far as cuBLASLt has the products in FP4 (there are GPUs
+without wgrad's); on any other the request is made, answered NOT_SUPPORTED, and that answer is the
+test.
 
 exact      on the CPU. A product of two operands is a multiple of 2^-20 and sums of them stay below
            2^33 here (checked), so double holds them exactly, in any order. What is left is one
@@ -19,7 +20,7 @@ only in the layouts; both operands padded into the same place; beta of the other
 transposed; operands exchanged; transA N; no scale mode; a plan found by a comparison without K, or
 without the result; scale tiles in column-major order; rows of a scale tile in another order; scales
 not zeroed before; alpha from A's amax twice; alpha or beta read by the host; the bias added twice;
-wgrad's operands exchanged. Not found: nibbles swapped in both operands, which cancels in a product
+wgrad's operands exchanged; missing products taken for present. Not found: nibbles swapped in both operands, which cancels in a product
 (test_quantize finds it).
 */
 #include "../../llmc/linear.cuh"
@@ -228,6 +229,8 @@ static void test_layer(LinearShape s) {
     linear_backward(dx, dw, dbias, dy_device, x_device, w_device, &q, s.N, s.C, s.OC, &l);
 
     char name[80];
+    int stores = gemm.paths.of[GEMM_STORES_BF16] == GEMM_FP4;
+    int adds = gemm.paths.of[GEMM_ADDS_FP32] == GEMM_FP4;
     float* got = new_floats(NOC > OCC ? NOC > NC ? NOC : NC : OCC > NC ? OCC : NC);
     float* wT = new_floats(OCC);
     float* xT = new_floats(NC);
@@ -235,20 +238,25 @@ static void test_layer(LinearShape s) {
     hadamard_transpose(wT, w, s.OC, s.C, 0);
     hadamard_transpose(xT, x, s.N, s.C, 1);
     hadamard_transpose(dyT, dy, s.N, s.OC, 1);
-    from_device(got, out, NOC);
-    name_check(name, "fprop", s);
-    reference_check(name, got, reference_make(x, w, s.N, s.OC, s.C, linear_rounding(&l, OPERAND_X), 1),
-                    NULL, bias);
-    from_device(got, dx, NC);
-    name_check(name, "dgrad", s);
-    reference_check(name, got,
-                    reference_make(dy, wT, s.N, s.C, s.OC, linear_rounding(&l, OPERAND_DY), 1), NULL,
-                    NULL);
-    from_device(got, dw, OCC);
-    name_check(name, "wgrad", s);
-    reference_check(name, got,
-                    reference_make(dyT, xT, s.OC, s.C, s.N, linear_rounding(&l, OPERAND_DYT), 0),
-                    dw_start, NULL);
+    if (stores) {
+        from_device(got, out, NOC);
+        name_check(name, "fprop", s);
+        reference_check(name, got,
+                        reference_make(x, w, s.N, s.OC, s.C, linear_rounding(&l, OPERAND_X), 1),
+                        NULL, bias);
+        from_device(got, dx, NC);
+        name_check(name, "dgrad", s);
+        reference_check(name, got,
+                        reference_make(dy, wT, s.N, s.C, s.OC, linear_rounding(&l, OPERAND_DY), 1),
+                        NULL, NULL);
+    }
+    if (adds) {
+        from_device(got, dw, OCC);
+        name_check(name, "wgrad", s);
+        reference_check(name, got,
+                        reference_make(dyT, xT, s.OC, s.C, s.N, linear_rounding(&l, OPERAND_DYT), 0),
+                        dw_start, NULL);
+    }
     free(got);
     free(wT);
     free(xT);
@@ -286,28 +294,63 @@ static void test_not_supported(void) {
     }
 }
 
-// `known`: 1 if this device is known to have FP4 tensor cores, 0 if it is known to have none, -1.
-static void test_device(int known) {
-    gemm_create(&gemm, gemm_paths(GEMM_FP4), 0);
-    GemmProduct smallest = product_make(16, 16, 32, GEMM_STORES_BF16);
-    if (known == 1 || gemm_fp4_plan(&gemm.fp4, smallest) == CUBLAS_STATUS_SUCCESS) {
-        for (int i = 0; i < NUM_SHAPES; i++) { test_layer(shapes[i]); }
-    } else {
-        if (known == -1) { report_skip("FP4 products", "this GPU has no FP4 tensor cores"); }
-        test_not_supported();
+// Has cuBLASLt this layer's products with such a result in FP4?
+static int has_products(LinearShape s, GemmResult result) {
+    GemmProduct fprop = product_make(s.N, s.OC, s.C, result), dgrad = product_make(s.N, s.C, s.OC, result);
+    if (result == GEMM_ADDS_FP32) { fprop = dgrad = product_make(s.OC, s.C, s.N, result); }
+    return gemm_fp4_plan(&gemm.fp4, fprop) == CUBLAS_STATUS_SUCCESS &&
+           gemm_fp4_plan(&gemm.fp4, dgrad) == CUBLAS_STATUS_SUCCESS;
+}
+
+// The first layers of `shapes`. `known` (NUM_GEMM_RESULTS): 1 if this device is known to have such
+// products in FP4, 0 if it is known to have none; NULL: a device of which nothing is known. What it has
+// not is emulated, and not looked at.
+static void test_device(const int* known, int layers) {
+    size_t most = 0;
+    for (const LinearShape* s = shapes; s < shapes + layers; s++) {
+        size_t N = (size_t)s->N, C = (size_t)s->C, OC = (size_t)s->OC;
+        most = (N + C + OC) * (C > OC ? C : OC) > most ? (N + C + OC) * (C > OC ? C : OC) : most;
     }
+    gemm_create(&gemm, gemm_paths(GEMM_EMULATED), most);
+    int count[NUM_GEMM_RESULTS] = { 0 };
+    for (int i = 0; i < layers; i++) {
+        int any = 0;
+        for (int r = 0; r < NUM_GEMM_RESULTS; r++) {
+            int has = has_products(shapes[i], (GemmResult)r);
+            gemm.paths.of[r] = has ? GEMM_FP4 : GEMM_EMULATED;
+            count[r] += has;
+            any |= has;
+        }
+        if (any) { test_layer(shapes[i]); }
+    }
+    for (int r = 0; r < NUM_GEMM_RESULTS; r++) {
+        const char* name = r == GEMM_ADDS_FP32 ? "wgrad in FP4" : "fprop, dgrad in FP4";
+        if (known != NULL) {
+            report(count[r] == (known[r] ? layers : 0), name, "%d of %d layers", count[r], layers);
+        } else if (count[r] < layers) {
+            char text[100];
+            snprintf(text, sizeof(text), "cuBLASLt has it for %d of %d layers on this GPU", count[r],
+                     layers);
+            report_skip(name, text);
+        }
+    }
+    if (count[GEMM_STORES_BF16] == 0 && count[GEMM_ADDS_FP32] == 0) { test_not_supported(); }
     gemm_free(&gemm);
 }
 
 #if RUNS_ON_CPU
 static void test_devices(void) {
+    static const int all[] = { 1, 1 }, no_wgrad[] = { 1, 0 }, none[] = { 0, 0 };
     cublaslt_model_capability(10, 0);
-    test_device(1);
+    test_device(all, NUM_SHAPES);
+    cublaslt_model_fp32_output(0);
+    test_device(no_wgrad, 7);
+    cublaslt_model_fp32_output(1);
     cublaslt_model_capability(9, 0);
-    test_device(0);
+    test_device(none, NUM_SHAPES);
 }
 #else
-static void test_devices(void) { test_device(-1); }
+static void test_devices(void) { test_device(NULL, NUM_SHAPES); }
 #endif
 
 int main(void) {

@@ -445,24 +445,37 @@ static void expect(const char* name, GemmPath requested, int ends, int warns, co
 #define NO_QUANTIZER "there is no other way to quantize"
 #define NO_PATH "without that there is none"
 
-// What this machine does without faults decides what can be tried: does it have FP4?
+// What this machine does without faults decides what can be tried. Returns whether it has FP4: 2 for
+// all products, 1 for some, which are then fprop's and dgrad's or wgrad's.
 static int test_no_fault(void) {
     static char output[OUTPUT_BYTES];
     faults_none();
     int status = run_self_test(output, GEMM_AUTO, 3);
-    int fp4 = strstr(output, "chosen: fp4 fp4") != NULL;
+    int fp4 = strstr(output, "chosen: fp4 fp4") != NULL ? 2
+            : strstr(output, "chosen: fp4 emulated") != NULL ||
+              strstr(output, "chosen: emulated fp4") != NULL;
     report(status == 0 && strstr(output, "WARNING") == NULL &&
            (fp4 || strstr(output, "chosen: emulated emulated") != NULL), "no fault",
            "exit status %d", status);
     printf("%s", output);
     expect("no fault, -g emulated", GEMM_EMULATED, 0, SILENT, "chosen: emulated emulated",
            "not tried");
-    if (fp4) {
+    if (fp4 == 2) {
         expect("no fault, -g fp4", GEMM_FP4, 0, SILENT, "chosen: fp4 fp4", "gemm path         fp4");
     } else {
         expect("no FP4, -g fp4", GEMM_FP4, 1, SILENT, "not available", "run with -g auto");
     }
     return fp4;
+}
+
+// Products that the model does not have are not tried: without wgrad nothing is said of it.
+static void test_one_result(int fp4) {
+    static char output[OUTPUT_BYTES];
+    int status = run_self_test(output, GEMM_AUTO, 2);
+    report(status == 0 && strstr(output, "wgrad:") == NULL &&
+           strstr(output, fp4 == 2 ? "chosen: fp4 fp4" : fp4 == 1 ? "chosen: "
+                          : "chosen: emulated emulated") != NULL,
+           "no wgrad", "exit status %d", status);
 }
 
 // Arithmetic that is wrong ends the program; an instruction that is wrong is not used.
@@ -587,6 +600,19 @@ static void test_product_faults(GemmPath path) {
     expect_product("FP32 alone", path, GEMM_ADDS_FP32, "of integers, D (144, 272) FP32");
 }
 
+// The same where FP4 has only some of the products: a fault of all of them leaves none.
+static void test_product_faults_of_some(void) {
+    faults.operands = hook_operands;
+    faults.product = hook_product;
+    planted.path = GEMM_FP4;
+    planted.matrix = nibbles_swapped;
+    expect_product("nibbles swapped, some products", GEMM_FP4, ANY_RESULT, "of integers, D (144, 272)");
+    faults.product = hook_product;
+    planted.path = GEMM_FP4;
+    planted_result = result_zero;
+    expect_product("zeros, some products", GEMM_FP4, ANY_RESULT, "of integers, D (144, 272)");
+}
+
 // ---------------------------------------------------------------------------------------------
 // Faults of cuBLASLt and of the tensor cores: only the model has them at will
 
@@ -701,6 +727,10 @@ static void test_model_without(void) {
            "chosen: fp4 emulated");
     expect("model: no FP32, -g fp4", GEMM_FP4, 1, SILENT, "FP4 products of wgrad are not available",
            "run with -g auto");
+    int fp4 = test_no_fault();
+    report(fp4 == 1, "FP4 for some products", "%d", fp4);
+    test_one_result(fp4);
+    test_product_faults_of_some();
     cublaslt_model_reset();
     cublaslt_model_capability(9, 0);
     expect("model: Hopper", GEMM_AUTO, 0, SILENT, "not available", "chosen: emulated emulated");
@@ -820,15 +850,6 @@ static void test_fp8(void) {
     set_recipe("nvfp4,tail=0");
 }
 
-// Products that the model does not have are not tried: without wgrad nothing is said of it.
-static void test_one_result(int fp4) {
-    static char output[OUTPUT_BYTES];
-    int status = run_self_test(output, GEMM_AUTO, 2);
-    report(status == 0 && strstr(output, "wgrad:") == NULL &&
-           strstr(output, fp4 ? "chosen: fp4 fp4" : "chosen: emulated emulated") != NULL,
-           "no wgrad", "exit status %d", status);
-}
-
 // Looks for a GPU in a process of its own: a process that has used one cannot fork.
 static int gpu_missing(void) {
     pid_t child = fork();
@@ -852,7 +873,8 @@ int main(void) {
     test_quantizer_faults();
     test_other_device_faults();
     test_product_faults(GEMM_EMULATED);
-    if (fp4) { test_product_faults(GEMM_FP4); }
+    if (fp4 == 2) { test_product_faults(GEMM_FP4); }
+    else if (fp4 == 1) { test_product_faults_of_some(); }
     else { report_skip("wrong FP4 products", "this GPU has no FP4 tensor cores"); }
     test_model_faults();
     test_model_without();

@@ -7,7 +7,7 @@ same flags, data order, initial weights and log. Put the two side by side; where
 this project teaches. Three things are new here:
   - types: activations are `Real`, which is float for -p fp32 and BF16 otherwise; master weights,
     gradients of weights and AdamW's moments are always float
-  - kernels instead of loops, launched on one stream; the CPU waits for the GPU once per update
+  - kernels instead of loops, launched on one stream; the CPU waits only for numbers that it needs
   - a block whose linear layers are quantized keeps their inputs packed (llmc/linear.cuh)
 
 Read: gpt2_forward, gpt2_backward, gpt2_update; then llmc/linear.cuh (the recipe),

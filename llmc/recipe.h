@@ -154,18 +154,6 @@ static inline int recipe_ever(const Recipe* r, int gemm, int layer, int linear, 
     return found;
 }
 
-// Does any GEMM of the model ever take quantized operands?
-static inline int recipe_is_low(const Recipe* r) {
-    for (int g = 0; g < NUM_GEMMS; g++) {
-        for (int layer = 0; layer < r->L; layer++) {
-            for (int i = 0; i < NUM_LINEARS; i++) {
-                if (recipe_ever(r, g, layer, i, 1)) { return 1; }
-            }
-        }
-    }
-    return 0;
-}
-
 // Has W^T the codes of W, transposed?
 static inline int recipe_transposes_weights(const Recipe* r) {
     const Quantizer* w = &r->operands[OPERAND_W];
@@ -180,7 +168,7 @@ static inline int recipe_remakes_weights(const Recipe* r) {
 }
 
 // Can the weights of this block travel between ranks as NVFP4 codes? If nobody ever reads them
-// otherwise.
+// otherwise, and they are rounded as weights.h does it; recipes with exceptions are not looked into.
 static inline int recipe_weights_travel(const Recipe* r, int layer) {
     const Quantizer* w = &r->operands[OPERAND_W];
     int travel = recipe_transposes_weights(r) && quantizer_is_plain_nvfp4(w) && r->num_rules == 0;
@@ -588,9 +576,8 @@ static inline char* recipe_meaning(const Recipe* r, int until) {
 // "1x16 stochastic after Hadamard 16"
 static inline void recipe_print_operand(const Recipe* r, int operand, FILE* out) {
     static const char* roundings[] = { "nearest", "stochastic", "MS-EDEN" };
-    static const int blocks[NUM_FORMATS] = { 0, 0, 16, 32, 32, 0, 128 };
     const Quantizer* q = &r->operands[operand];
-    int block = blocks[q->format];
+    int block = format_block(q->format);
     fprintf(out, "%s ", operand_name(operand));
     if (operand == OPERAND_WT && recipe_transposes_weights(r)) {
         fprintf(out, "with the codes of W");

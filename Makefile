@@ -24,7 +24,7 @@ DEPENDENCIES = -MMD -MP -MT $@ -MF build/$(subst /,_,$@).d
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-openmp))
 LIBS = $(if $(OPENBLAS),-L$(OPENBLAS) -Xlinker -rpath -Xlinker $(OPENBLAS)) -lopenblas -lm
 
-# MPI, for more than one rank; without it programs run alone. Open MPI's compiler wrapper knows its
+# MPI, for more than one rank; without it ranks connect by sockets. Open MPI's compiler wrapper knows its
 # flags. --as-needed: programs that never call it do not load it.
 MPI_CFLAGS := $(shell mpicc --showme:compile 2>/dev/null || pkg-config --cflags ompi-c 2>/dev/null)
 MPI_LIBS   := $(shell mpicc --showme:link 2>/dev/null || pkg-config --libs ompi-c 2>/dev/null)
@@ -65,14 +65,18 @@ NVCCFLAGS = -std=c++17 -O3 -I. -diag-suppress 177 \
             -Xcompiler -Wall,-Wno-unknown-pragmas,-ffp-contract=off,-fno-math-errno,-fopenmp
 CUDA_LIBS = -lcublasLt -ldl -Xlinker -rpath -Xlinker $(CUDA_HOME)/lib64
 
-# NCCL, for more than one GPU: its header and its library, and MPI, which starts the ranks.
+# NCCL, for more than one GPU: its header and its library.
 NCCL_H   := $(firstword $(wildcard $(if $(CUDA_HOME),$(CUDA_HOME)/include/nccl.h) /usr/include/nccl.h))
 NCCL_LIB := $(firstword $(wildcard $(if $(CUDA_HOME),$(CUDA_HOME)/lib64/libnccl.so) \
                                    /usr/lib/*/libnccl.so /usr/lib64/libnccl.so))
-NCCL     := $(if $(MPI_LIBS),$(if $(NCCL_LIB),$(NCCL_H)))
+NCCL     := $(if $(NCCL_LIB),$(NCCL_H))
 ifneq ($(NCCL),)
-NVCCFLAGS += -DLLMC_MPI -DLLMC_NCCL $(filter -I% -D%,$(MPI_CFLAGS)) -I$(dir $(NCCL))
-CUDA_LIBS += -L$(dir $(NCCL_LIB)) -Xlinker --as-needed -lnccl $(patsubst -Wl$(comma)%,-Xlinker %,$(filter -L% -l% -Wl$(comma)%,$(MPI_LIBS)))
+NVCCFLAGS += -DLLMC_NCCL -I$(dir $(NCCL))
+CUDA_LIBS += -L$(dir $(NCCL_LIB)) -Xlinker --as-needed -lnccl
+endif
+ifneq ($(MPI_LIBS),)
+NVCCFLAGS += -DLLMC_MPI $(filter -I% -D%,$(MPI_CFLAGS))
+CUDA_LIBS += -Xlinker --as-needed $(patsubst -Wl$(comma)%,-Xlinker %,$(filter -L% -l% -Wl$(comma)%,$(MPI_LIBS)))
 endif
 
 # The run's log names the commit that the program was built from. The stamp changes only when the
@@ -151,9 +155,10 @@ CPU_FLAGS = -std=c++17 $(CPU_LEVEL) -g -march=native -ffp-contract=off -fno-math
 CPU_COPIES = $(CUDA_HEADERS:%=build/cpu/%) build/cpu/train_gpt2_nvfp4.cu
 
 # With MPI and NCCL's header, also a model of NCCL: several ranks, each a process.
-CPU_MODELS = build/cpu/cublaslt_model.o $(if $(NCCL),build/cpu/nccl_model.o)
-CPU_RANKS  = $(if $(NCCL),-DLLMC_MPI -DLLMC_NCCL $(MPI_CFLAGS))
-CPU_LIBS   = $(CPU_MODELS) -ldl $(if $(NCCL),$(MPI_LIBS))
+CPU_NCCL   = $(if $(MPI_LIBS),$(NCCL))
+CPU_MODELS = build/cpu/cublaslt_model.o $(if $(CPU_NCCL),build/cpu/nccl_model.o)
+CPU_RANKS  = $(if $(CPU_NCCL),-DLLMC_MPI -DLLMC_NCCL $(MPI_CFLAGS))
+CPU_LIBS   = $(CPU_MODELS) -ldl $(if $(CPU_NCCL),$(MPI_LIBS))
 
 build/test/cpu/%: build/cpu/dev/test/%.cu $(CPU_COPIES) $(CPU_MODELS) Makefile
 	@mkdir -p $(@D)

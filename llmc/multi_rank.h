@@ -1,11 +1,15 @@
 /*
 Many processes that compute one model: the ranks of a run, and the collectives between them.
 
-    mpirun -np 4 ./train_gpt2_fp32 ...      four ranks; started any other way, a program is alone
+    mpirun -np 4 ./train_gpt2_fp32 ...      four ranks, of Open MPI
+    srun -n 4 ./train_gpt2_fp32 ...         of Slurm, with MPI (--mpi=pmix) or without
+    RANK=0 WORLD_SIZE=4 LOCAL_RANK=0 MASTER_ADDR=node1 MASTER_PORT=29400 ./train_gpt2_fp32 ...
+                                            one of four, of any other launcher, as PyTorch's
+    ./train_gpt2_fp32 ...                   a program alone
 
 Every rank calls the same collectives in the same order. With one rank each of them returns at
 once, so programs call them without asking how many there are. Buffers lie in host memory and are
-contiguous; MPI moves the bytes.
+contiguous; MPI moves the bytes or, without MPI, sockets do (multi_rank_tcp.h), to the same bits.
 
 Sums are the same bits on every rank and in every run: each element has one owner, which gets that
 element from all ranks and adds in rank order, ((x0 + x1) + x2) + x3, and the result travels to all
@@ -22,13 +26,14 @@ which is right for tens of them.
 What happens when a rank is missing, dead or stuck is in watchdog.h; no collective here returns an
 error. -rt is the timeout, -ra says where ranks on several hosts meet (watchdog.h, "address").
 
-MPI is optional: without it (no -DLLMC_MPI, the Makefile knows) programs build, run alone, and say
-so if they are started as one of many. C11 that also compiles as C++17.
+MPI is optional: without it (no -DLLMC_MPI, the Makefile knows) programs build, and say so if mpirun
+starts them. C11 that also compiles as C++17.
 */
 #ifndef LLMC_MULTI_RANK_H
 #define LLMC_MULTI_RANK_H
 
 #include <sched.h>
+#include "multi_rank_tcp.h"
 #include "utils.h"
 #include "watchdog.h"
 
@@ -46,13 +51,10 @@ typedef enum {
 } RanksKind;
 
 typedef struct {
-    char* data;
-    size_t bytes;
-} RanksMessage;
-
-typedef struct {
     int rank, size;                         // as in MPI: 0 <= rank < size
     int local_rank;                         // number among the ranks of this host
+    int with_mpi;                           // started by what MPI knows; else there are
+    int* sockets;                           // (size) connections to the others
     RanksKind gather_kind;                  // ranks_gathers
     uint64_t bytes_sent[NUM_RANKS_KINDS];   // by this rank to others, since ranks_open
     size_t piece;                           // most bytes that a rank sends another in a round
@@ -76,7 +78,7 @@ static inline void ranks_mpi_open(Ranks* r) {
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
     check(rank == r->rank && size == r->size, "started as rank %d of %d, but MPI says %d of %d; "
-          "with Slurm: srun --mpi=pmix", r->rank, r->size, rank, size);
+          "with Slurm: srun --mpi=pmix, or --mpi=none", r->rank, r->size, rank, size);
 }
 
 static inline void ranks_mpi_close(void) { MPI_Finalize(); }
@@ -134,26 +136,40 @@ static inline int ranks_environment(const char* name) {
     return value == NULL ? 0 : atoi(value);
 }
 
-// Rank and size as the launcher has set them, and where ranks of one host meet: `meet` gets the
-// address, "" if there are several hosts.
+// Rank and size as the launcher has set them, and where the ranks meet: `meet` gets the address, ""
+// if nothing tells.
 static inline void ranks_find(Ranks* r, char* meet, size_t meet_bytes) {
     const char* job = getenv("PMIX_NAMESPACE");
+    const char *master = getenv("MASTER_ADDR"), *port = getenv("MASTER_PORT");
     int one_host = 1;
     r->size = 1;
+    meet[0] = '\0';
     if (getenv("OMPI_COMM_WORLD_SIZE") != NULL) {           // mpirun of Open MPI
+        r->with_mpi = 1;
         r->rank = ranks_environment("OMPI_COMM_WORLD_RANK");
         r->size = ranks_environment("OMPI_COMM_WORLD_SIZE");
         r->local_rank = ranks_environment("OMPI_COMM_WORLD_LOCAL_RANK");
         one_host = ranks_environment("OMPI_COMM_WORLD_LOCAL_SIZE") == r->size;
     } else if (getenv("SLURM_STEP_NUM_TASKS") != NULL) {    // srun
+        r->with_mpi = RANKS_HAVE_MPI && getenv("PMIX_RANK") != NULL;
         r->rank = ranks_environment("SLURM_PROCID");
         r->size = ranks_environment("SLURM_STEP_NUM_TASKS");
         r->local_rank = ranks_environment("SLURM_LOCALID");
         one_host = ranks_environment("SLURM_STEP_NUM_NODES") == 1;
+    } else if (ranks_environment("WORLD_SIZE") > 1) {       // others, by PyTorch's names
+        r->size = ranks_environment("WORLD_SIZE");
+        check(getenv("RANK") != NULL, "WORLD_SIZE=%d, but no RANK says which of them this is",
+              r->size);
+        r->rank = ranks_environment("RANK");
+        r->local_rank = getenv("LOCAL_RANK") != NULL ? ranks_environment("LOCAL_RANK") : r->rank;
+        check(r->rank >= 0 && r->rank < r->size && r->local_rank >= 0,
+              "RANK=%d and LOCAL_RANK=%d of WORLD_SIZE=%d", r->rank, r->local_rank, r->size);
+        if (master != NULL && port != NULL) { snprintf(meet, meet_bytes, "%s:%s", master, port); }
+        return;
     } else {
         int size = ranks_environment("PMI_SIZE");           // of other launchers
-        check(size <= 1, "started as one of %d ranks, but neither by Open MPI's mpirun nor by "
-              "Slurm's srun", size);
+        check(size <= 1, "started as one of %d ranks, but not by Open MPI's mpirun or Slurm's srun, "
+              "nor with RANK, WORLD_SIZE and LOCAL_RANK set", size);
     }
     snprintf(meet, meet_bytes, one_host ? "@llmc-%ld-%s-%d-%d" : "", (long)getuid(),
              job != NULL ? job : "slurm", ranks_environment("SLURM_JOB_ID"),
@@ -168,13 +184,15 @@ static inline void ranks_open(Ranks* r, int* argc, char*** argv) {
     r->gather_kind = RANKS_OTHER;
     ranks_find(r, meet, sizeof(meet));
     if (r->size <= 1) { return; }
-    check(RANKS_HAVE_MPI, "started as one of %d ranks, but this program was built without MPI; "
-          "install it with dev/setup.sh (libopenmpi-dev, openmpi-bin) and run make again", r->size);
+    check(RANKS_HAVE_MPI || !r->with_mpi, "started by mpirun as one of %d ranks, but this program "
+          "was built without MPI; install it with dev/setup.sh (libopenmpi-dev, openmpi-bin) and run "
+          "make again, or set RANK, WORLD_SIZE, LOCAL_RANK", r->size);
     const char* timeout = ranks_flag(*argc, *argv, "-rt");
     const char* address = ranks_flag(*argc, *argv, "-ra");
     address = address[0] != '\0' ? address : meet;
     check(address[0] != '\0', "the ranks are on several hosts: -ra HOST:PORT (of rank 0), or -ra "
-          "/FILE on a file system that all hosts share, has to say where they meet");
+          "/FILE on a file system that all hosts share, or MASTER_ADDR and MASTER_PORT have to say "
+          "where they meet");
     r->piece = RANKS_BUFFER / (size_t)r->size / sizeof(double) * sizeof(double);
     size_t size = (size_t)r->size;
     r->buffer = (char*)xmalloc(size * r->piece, "the buffer of collectives");
@@ -183,16 +201,18 @@ static inline void ranks_open(Ranks* r, int* argc, char*** argv) {
     r->begin = (size_t*)xmalloc((size + 1) * sizeof(*r->begin), "collectives");
     watchdog_open(&r->watchdog, r->rank, r->size, address,
                   timeout[0] != '\0' ? strtod(timeout, NULL) : RANKS_TIMEOUT);
-    watchdog_enter(&r->watchdog, "start of MPI");
-    ranks_mpi_open(r);
+    watchdog_enter(&r->watchdog, r->with_mpi ? "start of MPI" : "connections between ranks");
+    if (r->with_mpi) { ranks_mpi_open(r); }
+    else { r->sockets = ranks_tcp_open(r->rank, r->size, address); }
     watchdog_leave(&r->watchdog);
 }
 
 // Last thing, on every rank. An error in one rank may end the program without it.
 static inline void ranks_close(Ranks* r) {
     if (r->size <= 1) { return; }
-    watchdog_enter(&r->watchdog, "end of MPI");
-    ranks_mpi_close();
+    watchdog_enter(&r->watchdog, r->with_mpi ? "end of MPI" : "end of the run");
+    if (r->with_mpi) { ranks_mpi_close(); }
+    else { ranks_tcp_close(r->sockets, r->size); }
     watchdog_close(&r->watchdog);
     free(r->buffer);
     free(r->to);
@@ -251,7 +271,8 @@ static inline void ranks_exchange(Ranks* r, RanksKind kind) {
     for (int i = 0; i < r->size; i++) {
         if (i != r->rank) { r->bytes_sent[kind] += r->to[i].bytes; }
     }
-    ranks_mpi_exchange(r);
+    if (r->with_mpi) { ranks_mpi_exchange(r); }
+    else { ranks_tcp_exchange(r->sockets, r->rank, r->size, r->to, r->from); }
     watchdog_move(&r->watchdog);
 }
 

@@ -158,7 +158,7 @@ static inline void device_ranks_open(DeviceRanks* d, Ranks* ranks) {
     d->ranks = ranks;
     if (ranks->size <= 1) { return; }
     check(RANKS_HAVE_NCCL, "started as one of %d ranks, but this program was built without NCCL; "
-          "install it (nccl.h, libnccl.so) and MPI (dev/setup.sh), and run make again",
+          "install it (nccl.h, libnccl.so; dev/setup.sh) and run make again",
           ranks->size);
     cudaCheck(cudaStreamCreate(&d->side));
     cudaCheck(cudaEventCreateWithFlags(&d->turn, cudaEventDisableTiming));

@@ -9,7 +9,8 @@
 #     sbatch --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 dev/cluster/slurm.sh ./train_gpt2_nvfp4 \
 #         -e d12 -b 64 -t 1024 -d 4194304 -z 1 -o runs/b -n 100 -y 1
 #
-# The program's MPI and Slurm have to speak one language, PMIx: `srun --mpi=list` shows pmix. It
+# The program's MPI and Slurm have to speak one language, PMIx: `srun --mpi=list` shows pmix. Where
+# they do not, MPI=none before sbatch goes without MPI, by connections between the ranks. The program
 # has to be built on a machine like the nodes (-march=native). -y 1 goes on from the newest checkpoint,
 # so a job that has run out of time, or has lost a node, is simply submitted again.
 #
@@ -34,4 +35,4 @@ threads=${SLURM_CPUS_PER_TASK:-1}
 export OMP_NUM_THREADS=$threads
 export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
 
-exec srun --mpi=pmix --cpus-per-task="$threads" --kill-on-bad-exit=1 "$@" -ra "$first:$port"
+exec srun --mpi="${MPI:-pmix}" --cpus-per-task="$threads" --kill-on-bad-exit=1 "$@" -ra "$first:$port"

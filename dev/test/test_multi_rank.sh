@@ -16,7 +16,8 @@
 # ignored; rank 0 tells nobody; SIGTERM not caught; own stop counted against the others; missing
 # rank, missing rank 0 not noticed; no farewell; waiting for each other not noticed; work taken for
 # that; no note; two processes of one rank accepted; sizes not compared. rendezvous.h: meeting file
-# not read again.
+# not read again. multi_rank_tcp.h: places one rank further; a greeting's rank not looked at; the list of
+# places left in its file (each piece received over the one before: test_ranks_train.sh).
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 # shellcheck source=dev/test/report.sh
@@ -36,8 +37,31 @@ trap 'if [ -n "$job" ]; then kill -9 "$job" "${pids[@]}" 2>/dev/null; fi; rm -rf
 
 now() { date +%s%N; }
 
+# without_mpirun SIZE COMMAND...: as launchers do that know no MPI. by_hand=port: with PyTorch's variables
+# and rank 0 at a port; hosts, memory: with Slurm's, for several hosts or for one.
+without_mpirun() {
+    local size=$1 rank pid started=() status=0 nodes=1 common
+    shift
+    [ "$by_hand" != hosts ] || nodes=2
+    for ((rank = size - 1; rank >= 0; rank--)); do
+        common=("SLURM_STEP_NUM_TASKS=$size" "SLURM_STEP_NUM_NODES=$nodes" "SLURM_JOB_ID=$$"
+                "SLURM_PROCID=$rank" "SLURM_LOCALID=$rank")
+        [ "$by_hand" != port ] || common=("WORLD_SIZE=$size" "RANK=$rank" "LOCAL_RANK=$rank"
+                                          MASTER_ADDR=127.0.0.1 "MASTER_PORT=$((20000 + $$ % 10000))")
+        env "${common[@]}" timeout -k 5 60 "$@" &
+        started+=($!)
+    done > "$work/out" 2>&1 < /dev/null
+    for pid in "${started[@]}"; do wait "$pid" || status=$?; done
+    return $status
+}
+
 # ranks SIZE COMMAND...: under mpirun, everything that is printed goes to $work/out
+by_hand=
 ranks() {
+    if [ -n "$by_hand" ]; then
+        without_mpirun "$@"
+        return
+    fi
     local size=$1
     shift
     timeout -k 5 60 mpirun --oversubscribe --bind-to none -np "$size" "$@" \
@@ -113,7 +137,7 @@ test_collectives() {
     local size
     for size in 2 3 4; do
         ranks "$size" "$program" check -rt 5
-        report $? "collectives, $size ranks" "exit status of mpirun"
+        report $? "collectives, $size ranks" "exit status${by_hand:+, without mpirun}"
         grep -E '^(ok|FAIL)|error' "$work/out"
     done
 }
@@ -268,16 +292,46 @@ test_launchers() {
     fi
     "$work/without" > "$work/out" 2>&1
     report $? "a program without MPI" "runs alone"
-    says "as one of two" 'one of 2 ranks, but .* without MPI; .*dev/setup.sh' \
+    says "mpirun and no MPI" 'by mpirun as one of 2 ranks, but .* without MPI; .*dev/setup.sh' \
         env OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_LOCAL_SIZE=2 \
         "$work/without"
     says "several hosts, no -ra" 'several hosts: -ra HOST:PORT' \
         env OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_LOCAL_SIZE=1 "$program"
-    says "another launcher" "neither by Open MPI's mpirun nor by Slurm" env PMI_SIZE=2 "$program"
+    says "another launcher" "not by Open MPI's mpirun or Slurm" env PMI_SIZE=2 "$program"
+    says "no RANK" 'WORLD_SIZE=2, but no RANK' env WORLD_SIZE=2 "$program"
+    says "a RANK too large" 'RANK=2 .*of WORLD_SIZE=2' env WORLD_SIZE=2 RANK=2 "$program"
     # shellcheck disable=SC2016
-    says "srun without PMI" 'started as rank [01] of 2, but MPI says 0 of 1; .*srun --mpi=pmix' \
-        env SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NUM_NODES=1 SLURM_JOB_ID=$$ \
+    says "srun and another MPI" 'started as rank [01] of 2, but MPI says 0 of 1; .*srun --mpi=pmix' \
+        env SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NUM_NODES=1 SLURM_JOB_ID=$$ PMIX_RANK=0 \
         sh -c 'SLURM_PROCID=1 "$0" & SLURM_PROCID=0 "$0"; wait $!' "$program"
+    test_without_mpirun
+}
+
+# The same collectives and the same ends, of a program that was built without MPI.
+test_without_mpirun() {
+    local since program=$work/without
+    by_hand=port
+    test_collectives
+    begin_loop 3 10
+    since=$(now)
+    kill -9 "${pids[1]}"
+    end_loop "$since" 5 1 3 "rank 1 has died"
+    report_judged "without mpirun, kill -9"
+    begin_loop 3 $TIMEOUT
+    since=$(now)
+    kill -STOP "${pids[2]}"
+    (sleep $((TIMEOUT + 2)); kill -9 "${pids[2]}") &    # mpirun would do it
+    end_loop "$since" $((TIMEOUT + 3)) 2 3 "rank 2 has been silent for [0-9]+ s"
+    report_judged "without mpirun, SIGSTOP"
+    by_hand=memory
+    ranks 3 "$program" check -rt 5
+    report $? "without mpirun, one host" "$(grep -c ^ok "$work/out") tests"
+    by_hand=hosts
+    ranks 3 "$program" check -rt 5 -ra "$work/place"
+    report $? "without mpirun, by a file" "$(grep -c ^ok "$work/out") tests"
+    [ ! -e "$work/place.data" ]
+    report $? "without mpirun, files left" ""
+    by_hand=
 }
 
 # ---------------------------------------------------------------------------------------------

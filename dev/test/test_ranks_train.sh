@@ -5,7 +5,8 @@
 #
 # Seen failing: with the rank left out of run_batch (first loss); with -b as it is in run_settings
 # (settings, resume by 3); with -v left out of run_agree (the watchdog ends the run, in its words);
-# with lines of steps, or of validation, from every rank; with a log of every rank.
+# with lines of steps, or of validation, from every rank; with a log of every rank; with what a socket
+# brings put over what it brought before.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 # shellcheck source=dev/test/report.sh
@@ -88,6 +89,26 @@ near "$(field loss 7 two)" "$(field loss 7 one)" 0.01 &&
     near "$(field loss 7 four)" "$(field loss 7 one)" 0.01 &&
     near "$(field val_loss 8 four)" "$(field val_loss 8 one)" 0.01
 report $? "loss of the last update" "1, 2, 4 ranks: $last; within 1 %"
+
+# ---------------------------------------------------------------------------------------------
+# Without mpirun: the bytes go through sockets, in pieces of megabytes, and are the same
+
+large=(-i "$work/train.bin" -e "layers=2,channels=256,heads=4,vocab=256" -p "nvfp4,tail=0" -t 64
+       -b 2 -x 2 -n 2 -z 2 -pr 0)
+timeout 120 mpirun --oversubscribe --bind-to none -np 3 ./train_gpt2_fp32 "${large[@]}" \
+    -o "$work/mpi" > "$work/out" 2> "$work/err" < /dev/null
+started=()
+for rank in 2 1 0; do
+    env "RANK=$rank" WORLD_SIZE=3 "LOCAL_RANK=$rank" timeout 120 ./train_gpt2_fp32 "${large[@]}" \
+        -ra "$work/place" -o "$work/sockets" > "$work/out.$rank" 2> "$work/err.$rank" < /dev/null &
+    started+=($!)
+done
+status=0
+for pid in "${started[@]}"; do wait "$pid" || status=$?; done
+[ "$status" -eq 0 ] && cmp -s "$work/mpi/model_00000002.bin" "$work/sockets/model_00000002.bin" &&
+    [ "$(grep '^on the wire' "$work/out")" = "$(grep '^on the wire' "$work/out.0")" ]
+report $? "3 ranks without mpirun" "the same model, the same bytes on the wire; $(
+    stat -c %s "$work/sockets/model_00000002.bin") bytes$(cat "$work"/err.?)"
 
 # ---------------------------------------------------------------------------------------------
 # Checkpoints know nothing of ranks

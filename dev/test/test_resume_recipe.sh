@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 #
 # A run that resumes may have other plans for the rest: nvfp4 stopped after 4 updates and resumed as
-# nvfp4,forward=bf16@5 ends with the very bytes of a run that had that recipe from the start. What has
-# been done already may not change. Class: exact. With the C trainer.
+# nvfp4,forward=bf16@4 ends with the very bytes of a run that had that recipe from the start. What has
+# been done already may not change. Class: exact. With the C trainer and, where it can be built, the CUDA
+# trainer on the CPU (cuda_on_cpu). Automatic rules across a resume: test_recipes.c, with C functions.
 #
 # Seen failing, each after a change of the source: rules of later updates left in recipe_meaning, those
-# of earlier ones left out, all of them left out; -p compared by its name.
+# of earlier ones left out, all of them left out; -p compared by its name; rules of the CUDA program one
+# update late.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 # shellcheck source=dev/test/report.sh
@@ -26,30 +28,38 @@ trap 'rm -rf "$work"' EXIT
 train() {
     local folder=$1 recipe=$2
     shift 2
-    ./train_gpt2_fp32 -i "$work/train.bin" -e layers=2,channels=32,heads=2,vocab=256 -b 2 -t 32 \
+    "$program" -i "$work/train.bin" -e layers=2,channels=32,heads=2,vocab=256 -b 2 -t 32 \
         -x 8 -n 4 -pr 0 -p "$recipe" -o "$work/$folder" "$@" > "$work/out" 2>&1
 }
 
-plan=nvfp4,tail=0,forward=bf16@5,wgrad=bf16:0@0.75
-train whole "$plan" && train short nvfp4,tail=0
-report $? "two runs" "of 8 updates"
-cmp -s "$work"/{whole,short}/state_00000004.bin
-report $((!$?)) "their states after 4" "differ in the name of the recipe"
-cmp -s "$work"/{whole,short}/model_00000004.bin && ! cmp -s "$work"/{whole,short}/model_00000008.bin
-report $? "their models" "equal after 4 updates, different after 8"
+plan=nvfp4,tail=0,forward=bf16@4,wgrad=bf16:0@0.75
+programs=(./train_gpt2_fp32)
+if [ -e "$(make -s print-CUDA_HOME)/include/cublasLt.h" ] && make -s build/cpu/train_gpt2_nvfp4; then
+    programs+=(build/cpu/train_gpt2_nvfp4)
+fi
+for program in "${programs[@]}"; do
+    name=$(basename "$program")
+    rm -rf "$work"/{whole,short,branch,back}
+    train whole "$plan" && train short nvfp4,tail=0
+    report $? "$name: two runs" "of 8 updates"
+    cmp -s "$work"/{whole,short}/state_00000004.bin
+    report $((!$?)) "$name: their states after 4" "differ in the name of the recipe"
+    cmp -s "$work"/{whole,short}/model_00000004.bin && ! cmp -s "$work"/{whole,short}/model_00000008.bin
+    report $? "$name: their models" "equal after 4 updates, different after 8"
 
-mkdir "$work/branch"
-cp "$work"/short/log.jsonl "$work"/short/*_00000004.bin "$work/branch"
-train branch "$plan" -y 1 && grep -q '^resumed .*from step 4' "$work/out" &&
-    cmp "$work"/{whole,branch}/model_00000008.bin
-report $? "resumed with other plans" "the model is that of the whole run, byte for byte"
+    mkdir "$work/branch"
+    cp "$work"/short/log.jsonl "$work"/short/*_00000004.bin "$work/branch"
+    train branch "$plan" -y 1 && grep -q '^resumed .*from step 4' "$work/out" &&
+        cmp "$work"/{whole,branch}/model_00000008.bin
+    report $? "$name: resumed with other plans" "the model is that of the whole run, byte for byte"
 
-rm "$work"/whole/*_00000008.bin
-cp -r "$work/whole" "$work/back"
-! train whole nvfp4,tail=0,forward=bf16@2 -y 1 &&
-    grep -q "^error: .*was made with '-p $plan', this run has '-p nvfp4,tail=0,forward=bf16@2'" \
-        "$work/out"
-report $? "what has been done" "may not change: $(grep -o 'only what.*may change' "$work/out")"
-train back nvfp4,tail=0 -y 1 && cmp "$work"/{short,back}/model_00000008.bin
-report $? "plans given up" "the model is that of the run that never had them"
+    rm "$work"/whole/*_00000008.bin
+    cp -r "$work/whole" "$work/back"
+    ! train whole nvfp4,tail=0,forward=bf16@2 -y 1 &&
+        grep -q "^error: .*was made with '-p $plan', this run has '-p nvfp4,tail=0,forward=bf16@2'" \
+            "$work/out"
+    report $? "$name: what has been done" "may not change: $(grep -o 'only what.*may change' "$work/out")"
+    train back nvfp4,tail=0 -y 1 && cmp "$work"/{short,back}/model_00000008.bin
+    report $? "$name: plans given up" "the model is that of the run that never had them"
+done
 exit $((failures > 0))

@@ -108,19 +108,30 @@ ranks 2 "$cuda" -b 6 -z 1 -y 1 -o "$work/c_many" &&
     near "$(field loss 3 c_many)" "$(field loss 3 many)" 0.01
 report $? "resumed from the C program's" "last loss $(field loss 3 c_many)"
 
-if [ "$cuda" = build/cpu/train_gpt2_nvfp4 ]; then
-    # what some launchers do: each rank sees one GPU, its own; and what a careless wrapper does
-    cat > "$work/visible" <<END
+# What some launchers do: each rank sees one GPU, its own; and what a careless wrapper does.
+number=0
+[ "$cuda" != build/cpu/train_gpt2_nvfp4 ] || number=3       # the model has GPUs of any number
+cat > "$work/visible" <<END
 #!/usr/bin/env bash
-CUDA_VISIBLE_DEVICES=\${ALL:-\$((3 + OMPI_COMM_WORLD_LOCAL_RANK))} exec $cuda "\$@"
+CUDA_VISIBLE_DEVICES=\${ALL:-\$(($number + OMPI_COMM_WORLD_LOCAL_RANK))} exec $cuda "\$@"
 END
-    chmod +x "$work/visible"
-    ranks 2 "$work/visible" -b 6 -z 1 -o "$work/visible_run"
-    report $? "each rank sees its GPU alone" "$(grep -m 1 -o '^step 4/.*norm [0-9.]*' "$work/out")"
-    ALL=3 ranks 2 "$work/visible" -b 6 -z 1 -o "$work/visible_run"
-    status=$?
-    [ $status -ne 0 ] && grep -q "error: ranks 0 and 1 of 2 have the same GPU" "$work/err"
-    report $? "both ranks see the same GPU" "$(grep -m 1 -o '^error: ranks.*GPU;' "$work/err")"
+chmod +x "$work/visible"
+ranks 2 "$work/visible" -b 6 -z 1 -o "$work/visible_run"
+report $? "each rank sees its GPU alone" "$(grep -m 1 -o '^step 4/.*norm [0-9.]*' "$work/out")"
+ALL=$number ranks 2 "$work/visible" -b 6 -z 1 -o "$work/visible_run"
+status=$?
+[ $status -ne 0 ] && grep -q "error: ranks 0 and 1 of 2 have the same GPU" "$work/err"
+report $? "both ranks see the same GPU" "$(grep -m 1 -o '^error: ranks.*GPU;' "$work/err")"
+
+# without mpirun; the model of NCCL needs it
+if [ "$cuda" != build/cpu/train_gpt2_nvfp4 ]; then
+    for rank in 1 0; do
+        env "RANK=$rank" WORLD_SIZE=2 "LOCAL_RANK=$rank" timeout 120 "$cuda" "${common[@]}" -b 6 -z 1 \
+            -ra "$work/place" -o "$work/sockets" > "$work/out.$rank" 2> "$work/err.$rank" < /dev/null &
+    done
+    wait
+    [ -n "$(field loss 3 two)" ] && [ "$(field loss 3 sockets)" = "$(field loss 3 two)" ]
+    report $? "2 ranks without mpirun" "last loss $(field loss 3 sockets)$(cat "$work"/err.?)"
 fi
 
 # ---------------------------------------------------------------------------------------------

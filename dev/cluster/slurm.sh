@@ -10,7 +10,7 @@
 #         -e d12 -b 64 -t 1024 -d 4194304 -z 1 -o runs/b -n 100 -y 1
 #
 # The program's MPI and Slurm have to speak one language, PMIx: `srun --mpi=list` shows pmix. Where
-# they do not, MPI=none before sbatch goes without MPI, by connections between the ranks. The program
+# they do not, SLURM_MPI_TYPE=none goes without MPI, by connections between the ranks. The program
 # has to be built on a machine like the nodes (-march=native). -y 1 goes on from the newest checkpoint,
 # so a job that has run out of time, or has lost a node, is simply submitted again.
 #
@@ -28,11 +28,11 @@ fi
 
 # Rank 0 is on the first node; the port differs between jobs that share it.
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-port=$((20000 + SLURM_JOB_ID % 10000))
+port=$((20000 + 2 * (SLURM_JOB_ID % 10000)))      # and without MPI the next one
 threads=${SLURM_CPUS_PER_TASK:-1}
 
 # GOMP_SPINCOUNT: threads that wait for each other sleep soon, or they keep other ranks from working.
 export OMP_NUM_THREADS=$threads
 export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
 
-exec srun --mpi="${MPI:-pmix}" --cpus-per-task="$threads" --kill-on-bad-exit=1 "$@" -ra "$first:$port"
+exec srun --mpi="${SLURM_MPI_TYPE:-pmix}" --cpus-per-task="$threads" --kill-on-bad-exit=1 "$@" -ra "$first:$port"

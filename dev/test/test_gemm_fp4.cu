@@ -20,8 +20,8 @@ only in the layouts; both operands padded into the same place; beta of the other
 transposed; operands exchanged; transA N; no scale mode; a plan found by a comparison without K, or
 without the result; scale tiles in column-major order; rows of a scale tile in another order; scales
 not zeroed before; alpha from A's amax twice; alpha or beta read by the host; the bias added twice;
-wgrad's operands exchanged; missing products taken for present. Not found: nibbles swapped in both operands, which cancels in a product
-(test_quantize finds it).
+wgrad's operands exchanged; missing products taken for present. Not found: nibbles swapped in both
+operands, which cancels in a product (test_quantize finds it).
 */
 #include "../../llmc/linear.cuh"
 #include "cublaslt_model.h"

@@ -15,7 +15,7 @@ cd "$(dirname "$0")/../.." || exit 1
 # shellcheck source=dev/test/report.sh
 . dev/test/report.sh
 
-if ! command -v mpirun > /dev/null || [ -z "${CUDA:-$(make -s print-NCCL)}" ]; then
+if ! command -v mpirun > /dev/null || [ -z "${CUDA:-$(make -s print-CPU_NCCL)}" ]; then
     echo "skip the CUDA trainer with several ranks: no Open MPI, or no nccl.h, here"
     exit 0
 fi

@@ -34,8 +34,11 @@ train() {
 
 plan=nvfp4,tail=0,forward=bf16@4,wgrad=bf16:0@0.75
 programs=(./train_gpt2_fp32)
-if [ -e "$(make -s print-CUDA_HOME)/include/cublasLt.h" ] && make -s build/cpu/train_gpt2_nvfp4; then
+if [ -e "$(make -s print-CUDA_HOME)/include/cublasLt.h" ]; then
+    make -s build/cpu/train_gpt2_nvfp4 || exit 1
     programs+=(build/cpu/train_gpt2_nvfp4)
+else
+    echo "skip the CUDA trainer: no CUDA headers on this machine"
 fi
 for program in "${programs[@]}"; do
     name=$(basename "$program")

@@ -445,22 +445,24 @@ static void expect(const char* name, GemmPath requested, int ends, int warns, co
 #define NO_QUANTIZER "there is no other way to quantize"
 #define NO_PATH "without that there is none"
 
-// What this machine does without faults decides what can be tried. Returns whether it has FP4: 2 for
-// all products, 1 for some, which are then fprop's and dgrad's or wgrad's.
+enum { FP4_STORES = 1, FP4_ADDS = 2, FP4_ALL = 3 };
+
+// What this machine does without faults decides what can be tried. Returns what it has in FP4:
+// FP4_STORES for fprop and dgrad, FP4_ADDS for wgrad.
 static int test_no_fault(void) {
     static char output[OUTPUT_BYTES];
     faults_none();
     int status = run_self_test(output, GEMM_AUTO, 3);
-    int fp4 = strstr(output, "chosen: fp4 fp4") != NULL ? 2
-            : strstr(output, "chosen: fp4 emulated") != NULL ||
-              strstr(output, "chosen: emulated fp4") != NULL;
+    int fp4 = strstr(output, "chosen: fp4 fp4") != NULL ? FP4_ALL
+            : strstr(output, "chosen: fp4 emulated") != NULL ? FP4_STORES
+            : strstr(output, "chosen: emulated fp4") != NULL ? FP4_ADDS : 0;
     report(status == 0 && strstr(output, "WARNING") == NULL &&
            (fp4 || strstr(output, "chosen: emulated emulated") != NULL), "no fault",
            "exit status %d", status);
     printf("%s", output);
     expect("no fault, -g emulated", GEMM_EMULATED, 0, SILENT, "chosen: emulated emulated",
            "not tried");
-    if (fp4 == 2) {
+    if (fp4 == FP4_ALL) {
         expect("no fault, -g fp4", GEMM_FP4, 0, SILENT, "chosen: fp4 fp4", "gemm path         fp4");
     } else {
         expect("no FP4, -g fp4", GEMM_FP4, 1, SILENT, "not available", "run with -g auto");
@@ -473,8 +475,7 @@ static void test_one_result(int fp4) {
     static char output[OUTPUT_BYTES];
     int status = run_self_test(output, GEMM_AUTO, 2);
     report(status == 0 && strstr(output, "wgrad:") == NULL &&
-           strstr(output, fp4 == 2 ? "chosen: fp4 fp4" : fp4 == 1 ? "chosen: "
-                          : "chosen: emulated emulated") != NULL,
+           strstr(output, fp4 & FP4_STORES ? "chosen: fp4 fp4" : "chosen: emulated emulated") != NULL,
            "no wgrad", "exit status %d", status);
 }
 
@@ -728,7 +729,7 @@ static void test_model_without(void) {
     expect("model: no FP32, -g fp4", GEMM_FP4, 1, SILENT, "FP4 products of wgrad are not available",
            "run with -g auto");
     int fp4 = test_no_fault();
-    report(fp4 == 1, "FP4 for some products", "%d", fp4);
+    report(fp4 == FP4_STORES, "FP4 for some products", "%d", fp4);
     test_one_result(fp4);
     test_product_faults_of_some();
     cublaslt_model_reset();
@@ -873,8 +874,8 @@ int main(void) {
     test_quantizer_faults();
     test_other_device_faults();
     test_product_faults(GEMM_EMULATED);
-    if (fp4 == 2) { test_product_faults(GEMM_FP4); }
-    else if (fp4 == 1) { test_product_faults_of_some(); }
+    if (fp4 == FP4_ALL) { test_product_faults(GEMM_FP4); }
+    else if (fp4 != 0) { test_product_faults_of_some(); }
     else { report_skip("wrong FP4 products", "this GPU has no FP4 tensor cores"); }
     test_model_faults();
     test_model_without();

@@ -428,7 +428,7 @@ static inline void recipe_set(Recipe* r, const char* name, const char* value) {
             { "tile16", weight, &q->tile, number },     // its name in older checkpoints
             { "hadamard", of_wgrad || (of_backward && q->hadamard > 0), &q->hadamard,
               number == 1 ? 16 : number },
-            { "fresh", q->hadamard > 0, &q->fresh_signs, number },
+            { "fresh", of_backward, &q->fresh_signs, number },
             { "foursix", !of_backward || i == OPERAND_XT || i == OPERAND_WT, (int*)&q->four_six,
               mae ? FOUR_SIX_MAE : number },
             { "aligned", i == OPERAND_XT || i == OPERAND_WT, &q->aligned, number },
@@ -455,7 +455,9 @@ static inline void recipe_settle(Recipe* r) {
         int nvfp4 = q->format == FORMAT_NVFP4;
         if (q->rounding != ROUND_NEAREST) { q->four_six = FOUR_SIX_OFF; }   // it would be biased
         if (q->rounding != ROUND_STOCHASTIC) { q->unbiased = 0; }
+        if (q->rounding == ROUND_MS_EDEN) { q->paper_order = 0; }           // it has its own scales
         if (q->hadamard == 0) { q->fresh_signs = 0; }
+        if (q->format == FORMAT_FP8) { q->tile = 0; }                       // it has no blocks
         check(q->rounding == ROUND_NEAREST || four_bits,
               "-p %s: %s is rounded to nearest in %s", r->text, operand_name(i),
               format_name(q->format));
@@ -487,6 +489,31 @@ static inline void recipe_settle(Recipe* r) {
     }
 }
 
+// Ends the program if an ingredient that was asked for applies to no operand, as things are settled:
+// it would change the recipe's name and not what is done.
+static inline void recipe_check_effect(const Recipe* r, const char* name, const char* value) {
+    int named = 0, effective = 0;
+    for (int i = 0; i < NUM_OPERANDS; i++) {
+        const Quantizer* q = &r->operands[i];
+        const struct { const char* name; int value; } ingredients[] = {
+            { "stochastic", q->rounding == ROUND_STOCHASTIC }, { "tile", q->tile },
+            { "tile16", q->tile }, { "hadamard", q->hadamard }, { "fresh", q->fresh_signs },
+            { "foursix", q->four_six }, { "aligned", q->aligned }, { "unbiased", q->unbiased },
+            { "paper", q->paper_order },
+        };
+        for (size_t k = 0; k < sizeof(ingredients) / sizeof(ingredients[0]); k++) {
+            if (strcmp(name, ingredients[k].name) != 0) { continue; }
+            named = 1;
+            effective |= ingredients[k].value != 0;
+        }
+    }
+    check(!named || effective || strcmp(value, "0") == 0, "-p %s: %s=%s has no effect: in this recipe "
+          "no operand is %s", r->text, name, value,
+          strcmp(name, "unbiased") == 0 || strcmp(name, "stochastic") == 0 ? "rounded stochastically"
+          : strcmp(name, "foursix") == 0 ? "rounded to nearest in NVFP4"
+          : strcmp(name, "fresh") == 0 ? "transformed" : "quantized so");
+}
+
 // L: blocks of the model.
 static inline Recipe recipe_parse(const char* text, int L) {
     Recipe r;
@@ -507,6 +534,13 @@ static inline Recipe recipe_parse(const char* text, int L) {
             recipe_set(&r, item, equals + 1);
         }
         recipe_settle(&r);
+        strcpy(copy, text);
+        strtok(copy, ",");
+        while ((item = strtok(NULL, ",")) != NULL) {
+            char* equals = strchr(item, '=');
+            *equals = '\0';
+            recipe_check_effect(&r, item, equals + 1);
+        }
     } else {
         int bf16 = item != NULL && strcmp(item, "bf16") == 0;
         check(bf16 || (item != NULL && strcmp(item, "fp32") == 0),

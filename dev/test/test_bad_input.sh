@@ -184,6 +184,12 @@ test_recipes() {
     rejects "unknown format"            'is nvfp4 or bf16'                  -p nvfp4,dgrad=fp8
     rejects "too many BF16 blocks"      'more than the 2 blocks'            -p nvfp4,front=2,tail=1
     rejects "exception in the BF16 tail" 'blocks 1 to 1 are not all quantized' -p nvfp4,tail=1,all=nvfp4:1
+    rejects "fresh signs, no transform" 'fresh=1 has no effect: in this recipe no operand is transformed' \
+            -p nvfp4,hadamard=0,fresh=1
+    rejects "16/17 without need"        'unbiased=1 has no effect'          -p nvfp4,stochastic=0,unbiased=1
+    rejects "16/17 with MS-EDEN"        'unbiased=1 has no effect'          -p quartet2,unbiased=1
+    rejects "tiles of FP8 per tensor"   'tile=1 has no effect'              -p fp8,tile=1
+    rejects "4/6 with nothing to round" 'foursix=mse has no effect'         -p nvfp4,X=sr,W=sr,XT=sr,WT=sr,foursix=mse
     rejects "overrides of fp32"         'fp32 has no ingredients'        -p fp32,tail=1
 }
 

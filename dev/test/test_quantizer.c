@@ -1072,6 +1072,76 @@ static void test_correction(const float* x, float amax) {
            mean, mean_bound, deviation, deviation_bound, least, most);
 }
 
+// MS-EDEN with one S for the 8 blocks of a rotation of 128, which is what Quartet II's released
+// reference computes, in units of each block's scale; the paper and we have one for each block. No
+// quantizer of ours: two rows of the table, which say what the difference is. Before its scales are
+// rounded the first keeps x entirely, as an identity; the second shrinks it by 6e-4, and by more
+// than 5 of its standard errors in any case. Bounds as in test_published; the last digit of the
+// published deviation of S is .0005, and .01 is allowed for the extremes.
+// Fails with: the units exchanged; S of the last block alone.
+static void test_shared_correction(const float* x, float amax) {
+    enum { SIZE = 128 };
+    const struct { const char* name; int block_units; double mse, projection; } rows[] = {
+        { "ms-eden, S per 128",              0, 9.72, 1 },
+        { "ms-eden, S per 128, block units", 1, 9.73, .9994 },
+    };
+    Quantizer q = quantizer_of("nvfp4 eden"), nearest = quantizer_of("nvfp4");
+    TensorScale t = quantizer_tensor_scale(q, amax);
+    for (int n = 0; n < 2; n++) {
+        Errors e;
+        memset(&e, 0, sizeof(e));
+        double S_sum = 0, S_squares = 0, least = INFINITY, most = 0, count = GAUSS / SIZE;
+        double gain = 0, gain_squares = 0;      // <x, S x_q> - <x, x> of a rotation
+        for (int i = 0; i < GAUSS; i += SIZE) {
+            double y_q[SIZE], squares = 0, products = 0, xx = 0, xq = 0;
+            uint8_t bytes[SIZE / 16];
+            for (int b = 0; b < SIZE / 16; b++) {
+                const float* y = x + i + 16 * b;
+                uint8_t codes[16];
+                bytes[b] = quantizer_group(codes, y, amax_of(y, 16), 0, t, nearest, RANDOM, 0);
+                double scale = (double)e4m3_to_float(bytes[b]) * t.scale;
+                double unit = rows[n].block_units ? scale * scale : 1;
+                for (size_t j = 0; j < 16; j++) {
+                    double code = quantized_value(nearest, codes, j), square = (double)y[j] * y[j];
+                    y_q[16 * b + (int)j] = code * t.scale;
+                    squares += square / unit;
+                    products += y[j] * code * scale / unit;
+                    xx += square;
+                    xq += y[j] * code * scale;
+                }
+            }
+            double S = squares / products;
+            for (int b = 0; b < SIZE / 16; b++) {
+                uint32_t random = random_word(5, (uint64_t)(i / 16 + b));
+                uint32_t byte = e4m3_magnitude_stochastic((float)S * e4m3_to_float(bytes[b]), random);
+                for (int j = 0; j < 16; j++) { y_q[16 * b + j] *= e4m3_to_float((uint8_t)byte); }
+            }
+            errors_add(&e, x + i, y_q, SIZE);
+            gain += S * xq - xx;
+            gain_squares += (S * xq - xx) * (S * xq - xx);
+            S_sum += S;
+            S_squares += S * S;
+            least = fmin(least, S);
+            most = fmax(most, S);
+        }
+        errors_finish(&e);
+        double bound = 5 * sqrt(2) * e.mse_se * 1e3 + 0.005;
+        double projection_bound = 5 * sqrt(2) * e.projection_se + 5e-5;
+        double deviation = sqrt(S_squares / count - S_sum / count * S_sum / count);
+        double deviation_bound = 5 * deviation / sqrt(count) + 5e-4;
+        int keeps = n == 0 ? fabs(gain) <= 1e-9 * e.xx : -gain > 5 * sqrt(gain_squares);
+        int good = keeps && fabs(e.mse * 1e3 - rows[n].mse) <= bound
+                && fabs(e.projection - rows[n].projection) <= projection_bound
+                && (n == 1 || (fabs(deviation - .012) <= deviation_bound
+                               && fabs(least - .96) <= .01 && fabs(most - 1.06) <= .01));
+        report(good, rows[n].name, "statistical, N = %d: MSE x 1000 %.3f, published %.2f +- %.3f; "
+               "projection %.5f, published %.4f +- %.5f, before scales are rounded %.6f +- %.6f; "
+               "S deviation %.4f, %.3f to %.3f", GAUSS, e.mse * 1e3, rows[n].mse, bound,
+               e.projection, rows[n].projection, projection_bound, 1 + gain / e.xx,
+               5 * sqrt(gain_squares) / e.xx, deviation, least, most);
+    }
+}
+
 // What stochastic rounding loses by cutting off digits behind the eighth: the amount by which it
 // shortens the expected value of a block, as sum of |x| * loss.
 static double digits_lost(const float* x, float inverse, double scale) {
@@ -1184,6 +1254,7 @@ int main(void) {
     float amax = amax_of(x, GAUSS);
     test_published(x, amax);
     test_correction(x, amax);
+    test_shared_correction(x, amax);
     test_unbiased(x, amax);
     free(x);
     return report_status();

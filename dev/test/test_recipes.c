@@ -314,6 +314,7 @@ static const struct {
     { "fp4all",                  0, 0, 0, 0, 0 },
     { "nvfp4,tail=0,tile=0",     0, 16, 0, 0, 0 },
     { "nvfp4,tail=0,fresh=1,hadamard=64", 0, 64, 1, 0, 1 },
+    { "fp4all,fresh=1,hadamard=64", 0, 64, 1, 0, 0 },       // in either order
     { "quartet2,forward=bf16",   128, 128, 1, 0, 0 },
     { "tetrajet,hadamard=32,fresh=0,aligned=0,WT=rn", 32, 32, 0, 0, 0 },
     { "mxfp8,aligned=1",         0, 0, 0, 1, 0 },

@@ -39,7 +39,7 @@ runs_of() {
         schemes) echo quartet2:1 nvfp4+46:1 tetrajet:1 fp4all:1 ;;
         formats) echo fp8:1 mxfp4:1 fp8block:1 mxfp8:1 ;;
         late)    echo nvfp4,forward=bf16@0.82:1 nvfp4,backward=bf16@0.82:1 nvfp4,all=bf16@0.82:1 ;;
-        d12)     echo nvfp4:1 quartet2,tail=0,front=2,forward=bf16@0.82:1 bf16:1 fp8:1 ;;
+        d12)     echo bf16:1 nvfp4:1 quartet2,tail=0,front=2,forward=bf16@0.82:1 fp8:1 ;;
         *:[0-9]*) echo "${1#d12/}" ;;
         *)       echo "$usage" >&2; return 1 ;;
     esac

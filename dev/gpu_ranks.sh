@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
 # dev/gpu_ranks.sh OUT [PART...]: everything that is claimed of many ranks on GPUs, on all GPUs of
-# this host (2 or more). Without PART all of:
+# this host (2 or more). Without PART all but the last of:
 #
 #   tests     that N ranks compute what one computes: operands, gradients, ZeRO levels, bytes,
 #             checkpoints
@@ -10,6 +10,7 @@
 #   curves    losses of 200 updates with 1, 2, ... ranks beside those of one rank that sums
 #             gradients over tokens in parts, as ranks do
 #   speed     weak scaling of d12 and d48, BF16 and NVFP4, and where the rest goes
+#   ctas      d12 in BF16, one micro-batch an update, with fewer of NCCL's blocks beside the GEMMs
 #
 # The log of a part goes to OUT/PART.log. NVLink multicast stays off (NCCL_NVLS_ENABLE=0). About 8
 # minutes on 4 H100s. Needs the programs, build/test/cuda/test_ranks_model and
@@ -17,7 +18,7 @@
 # memory", a Python with PyTorch.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
-out=${1:?usage: dev/gpu_ranks.sh OUT [tests|faults|curves|speed]...}
+out=${1:?usage: dev/gpu_ranks.sh OUT [tests|faults|curves|speed|ctas]...}
 shift
 WARMUP=3                # first steps that do not count for speed
 . dev/bench/bench_common.sh
@@ -165,10 +166,24 @@ part_speed() {
     done
 }
 
+part_ctas() {
+    local gpu ctas
+    python3 dev/bench/random_tokens.py 50257 2000000 "$scratch/tokens.bin"
+    for ((gpu = 0; gpu < gpus; gpu++)); do speed_of d12 64 1 1 "$gpu" bf16 & done
+    wait
+    for ctas in as_it_likes 2 4 8 16; do
+        printf '\n=== NCCL_MAX_CTAS %s\n' "$ctas"
+        if [ "$ctas" = as_it_likes ]; then speed_of d12 64 1 "$most" 0 bf16 -z 1
+        else NCCL_MAX_CTAS=$ctas speed_of d12 64 1 "$most" 0 bf16 -z 1; fi
+        efficiency d12 64 1
+        rm -f "$scratch/d12.1.$most.bf16-z1.speed"
+    done
+}
+
 parts=("$@")
 [ $# -gt 0 ] || parts=(tests faults curves speed)
 for part in "${parts[@]}"; do
-    case $part in tests|faults|curves|speed) ;; *) fail "no part '$part'" ;; esac
+    case $part in tests|faults|curves|speed|ctas) ;; *) fail "no part '$part'" ;; esac
     {
         nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
         built_from

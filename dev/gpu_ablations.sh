@@ -3,8 +3,7 @@
 # dev/gpu_ablations.sh OUT TRAIN VAL PART...: what formats, schemes and ingredients do to the loss of
 # d6 (30M parameters) on 500M tokens, and the headline at d12 on 302M. TRAIN and VAL are token files
 # (globs) of GPT-2 tokens. Every GPU of the host, or of CUDA_VISIBLE_DEVICES, takes the next run of
-# the parts named, in their order; a run of d6 takes 5 to 8 minutes on an H200; one of d12, not run
-# yet, should take 9 to 17 by the recipes' speeds.
+# the parts named, in their order; a run of d6 takes 5 to 8 minutes on an H200, one of d12 9 to 16.
 # A part may also be one run, as RECIPE:SEED or d12/RECIPE:SEED. Finished runs in OUT are not
 # repeated, interrupted ones go on from their last checkpoint; so the same command, or one with other
 # parts or GPUs, goes on where another ended, or helps one that is still at work. The report in OUT is

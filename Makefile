@@ -44,7 +44,8 @@ GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/n
 # exist on one architecture only (wgmma on 9.0, block-scaled FP4 on 10.x and 12.0).
 ARCH := $(or $(GPU),90)
 ARCH := $(ARCH)$(if $(filter 90 100 103 120 121,$(ARCH)),a)
-ARCHS_ALL = 80 90a 100a 103a 120a
+ARCHS_ALL = $(foreach arch,80 90a 100a 103a 120a,$(if $(filter compute_$(arch:a=),$(NVCC_ARCHS)),$(arch)))
+NVCC_ARCHS = $(shell $(NVCC) --list-gpu-arch 2>/dev/null)       # 103 and 121 came with CUDA 12.9
 gencode = $(foreach arch,$(1),-gencode arch=compute_$(arch),code=sm_$(arch))
 
 # `make fat`: machine code for these (8.6 and 8.9 run that of 8.0), and PTX, from which the driver
@@ -84,6 +85,10 @@ endif
 COMMIT := $(or $(shell GIT_OPTIONAL_LOCKS=0 git describe --always --dirty 2>/dev/null),unknown)
 STAMP = build/commit-$(COMMIT)
 
+# So does this one with the GPU that CUDA programs are compiled for: a folder may be shared by
+# machines with other GPUs.
+ARCH_STAMP = build/arch-$(ARCH)
+
 C_PROGRAMS = train_gpt2_fp32 test_gpt2 dev/nvfp4_quantize
 C_TESTS    = test_gpt2 $(patsubst dev/test/%.c,build/test/%,$(wildcard dev/test/test_*.c)) \
              $(patsubst dev/test/%.cpp,build/test/%,$(wildcard dev/test/*.cpp))
@@ -110,13 +115,13 @@ all: $(C_PROGRAMS) $(if $(NVCC),train_gpt2_nvfp4)
 train_gpt2_fp32 dev/sensitivity_cpu: %: %.c Makefile $(STAMP) | need-openblas
 	$(CC) $(CFLAGS) $(DEPENDENCIES) -DGIT_COMMIT='"$(COMMIT)"' -o $@ $< $(LIBS)
 
-train_gpt2_nvfp4 dev/sensitivity_cuda: %: %.cu Makefile $(STAMP) | need-nvcc
+train_gpt2_nvfp4 dev/sensitivity_cuda: %: %.cu Makefile $(STAMP) $(ARCH_STAMP) | need-nvcc
 	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCH)) $(DEPENDENCIES) -DGIT_COMMIT='"$(COMMIT)"' \
 	    -o $@ $< $(CUDA_LIBS)
 
 # With the gradients of weights summed in so many parts, and those of biases in 16 times as many:
 # other orders of sums over tokens, as ranks have them (dev/gpu_ranks.sh).
-build/parts%/train_gpt2_nvfp4: train_gpt2_nvfp4.cu Makefile $(STAMP) | need-nvcc
+build/parts%/train_gpt2_nvfp4: train_gpt2_nvfp4.cu Makefile $(STAMP) $(ARCH_STAMP) | need-nvcc
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCH)) $(DEPENDENCIES) -DGIT_COMMIT='"$(COMMIT)"' \
 	    -DGEMM_WGRAD_PARTS=$* -DBIAS_BACKWARD_BLOCKS=$$((16 * $*)) -o $@ $< $(CUDA_LIBS)
@@ -140,7 +145,7 @@ build/test/%: dev/test/%.cpp Makefile | build
 build/bench/%: dev/bench/%.c Makefile | build
 	$(CC) $(CFLAGS) $(DEPENDENCIES) -o $@ $< $(LIBS)
 
-build/test/cuda/%: dev/test/%.cu Makefile | build need-nvcc
+build/test/cuda/%: dev/test/%.cu Makefile $(ARCH_STAMP) | build need-nvcc
 	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCH)) $(DEPENDENCIES) -o $@ $< $(CUDA_LIBS) -lcurand
 
 # On the CPU: C++ made of our CUDA code, NVIDIA's headers for the types, and a model of cuBLASLt.
@@ -181,7 +186,7 @@ build/cpu/%_model.o: dev/test/%_model.c Makefile
 # Their sources are files of their own: keep the copies, which compiler and debugger point to.
 .SECONDARY: $(CPU_COPIES) $(CPU_TESTS:%=build/cpu/%) $(CPU_PROGRAMS:%=%.cu)
 
-build/bench/cuda/%: dev/bench/%.cu Makefile | build need-nvcc
+build/bench/cuda/%: dev/bench/%.cu Makefile $(ARCH_STAMP) | build need-nvcc
 	$(NVCC) $(NVCCFLAGS) $(call gencode,$(ARCH)) $(DEPENDENCIES) -o $@ $< $(CUDA_LIBS)
 
 build:
@@ -189,6 +194,9 @@ build:
 
 $(STAMP): | build
 	rm -f build/commit-*
+	touch $@
+$(ARCH_STAMP): | build
+	rm -f build/arch-*
 	touch $@
 
 .PHONY: need-nvcc need-openblas
@@ -198,6 +206,9 @@ need-openblas:
 need-nvcc:
 	$(if $(NVCC),@:,$(error nvcc not found; CUDA code needs the CUDA toolkit (12.8 or newer): \
 	    https://developer.nvidia.com/cuda-downloads))
+	$(if $(filter compute_$(ARCH:a=),$(NVCC_ARCHS)),@:,$(error this nvcc cannot compile for the \
+	    compute capability $(ARCH:a=) (without the dot) of this machine's GPU; 103 and 121 need CUDA \
+	    12.9 or newer: https://developer.nvidia.com/cuda-downloads))
 
 -include $(wildcard build/*.d)
 

@@ -161,9 +161,9 @@ template <typename Real> static const Linear* linear_at(GPT2<Real>* model, int l
     return &model->linear;
 }
 
-// The four linear layers of a block: which parameter is the weight, and its shape in units of C.
-static const struct { int weight, in, out; } linear_shapes[NUM_LINEARS] = {
-    { QKVW, 1, 3 }, { PROJW, 1, 1 }, { FCW, 1, 4 }, { FCPROJW, 4, 1 },
+// The shapes of the four linear layers of a block, in units of C.
+static const struct { int in, out; } linear_shapes[NUM_LINEARS] = {
+    { 1, 3 }, { 1, 1 }, { 1, 4 }, { 4, 1 },
 };
 
 // Quantized weights follow from the working weights, of which this rank has set its part; called
@@ -174,7 +174,7 @@ template <typename Real> static void gpt2_quantize_weights(GPT2<Real>* model) {
     for (int l = 0; l < model->config.L; l++) {
         for (int i = 0; i < NUM_LINEARS && !weights_coded(&model->weights, l); i++) {
             linear_update_weight(&model->acts.blocks[l].linears[i],
-                                 param(model, linear_shapes[i].weight, l), linear_shapes[i].out * C,
+                                 param(model, linear_param(i), l), linear_shapes[i].out * C,
                                  linear_shapes[i].in * C, linear_at(model, l, i));
         }
     }

@@ -24,8 +24,15 @@ nearest, when stored. Sums have a fixed order, so that two runs give the same bi
 #define cudaCheck(call)                                                                            \
     do {                                                                                           \
         cudaError_t status_of_call = (call);                                                       \
-        check(status_of_call == cudaSuccess, "%s: %s", #call, cudaGetErrorString(status_of_call)); \
+        check(status_of_call == cudaSuccess, "%s: %s%s", #call, cudaGetErrorString(status_of_call), \
+              cuda_advice(status_of_call));                                                        \
     } while (0)
+
+// What to do about an error, if there is something.
+static inline const char* cuda_advice(cudaError_t status) {
+    return status == cudaErrorNoKernelImageForDevice ? "; the program was compiled for another GPU: run "
+           "make on this machine, or make GPU=90 for compute capability 9.0" : "";
+}
 
 #define cublasCheck(call)                                                                          \
     do {                                                                                           \

@@ -24,7 +24,9 @@ What follows from a failure:
                                                     program ends
 
 A native path is judged once for each GemmResult: there are GPUs that have the products of fprop and
-dgrad in FP4, but not wgrad's [TransformerEngine, issue 2255].
+dgrad in FP4, but not wgrad's [TransformerEngine, issue 2255]. It must have all products of the model. Of
+the small ones it may refuse some sizes; what it does not refuse must be right, one of each kind at
+least.
 
 What it cannot find: an error that small sizes do not show. cuBLASLt picks its kernel by size. And
 FP8 tensor cores that add in 14 bits get a bound so wide (gemm_fp8.cuh) that real numbers show gross
@@ -76,12 +78,14 @@ static inline void self_test_conversion(SelfTest* t, char* reason, size_t reason
 // ---------------------------------------------------------------------------------------------
 // Products
 
-// Both have more than 128 rows and a number of blocks that is no multiple of 4 in each operand: the
-// tiled layout of the scales matters. The second K is an odd number of blocks, which FP4 tensor
-// cores are given padded. M and N differ: a transposed result shows. Blocks of 128 are followed by
-// one that is not full, along K and across.
-static const struct { int M, N, K; } self_test_sizes[] = { { 144, 272, 160 }, { 272, 144, 176 } };
-#define SELF_TEST_SIZES 2
+// The first two have more than 128 rows and a number of blocks that is no multiple of 4 in each
+// operand: the tiled layout of the scales matters. The second K is an odd number of blocks, which FP4
+// tensor cores are given padded. M and N differ: a transposed result shows. Blocks of 128 are followed
+// by one that is not full, along K and across. The third is of whole blocks, as most models' products
+// are, for a GPU that refuses the others.
+static const struct { int M, N, K; } self_test_sizes[] = { { 144, 272, 160 }, { 272, 144, 176 },
+                                                           { 128, 256, 256 } };
+#define SELF_TEST_SIZES 3
 
 // Two operands whose product means something of its own to the tensor cores.
 typedef struct { Quantizer A, B; int used[NUM_GEMM_RESULTS]; } SelfTestKind;
@@ -110,7 +114,8 @@ typedef enum { PATH_RIGHT, PATH_MISSING, PATH_WRONG, PATH_UNUSED } SelfTestState
 typedef struct {
     GemmPath path;
     SelfTestState state[NUM_GEMM_RESULTS];
-    char why[NUM_GEMM_RESULTS][SELF_TEST_TEXT];     // it is not right
+    int right[NUM_GEMM_RESULTS];    // products of the kind that is being tested that were
+    char why[NUM_GEMM_RESULTS][SELF_TEST_TEXT];     // it is not right; or what it refused
     double worst;                   // largest error of FP32 results, in units of the bound
 } SelfTestPath;
 
@@ -351,10 +356,13 @@ static inline void self_test_multiply(SelfTest* t, Gemm* gemm, SelfTestPath* pat
     if (t->faults->product != NULL) { t->faults->product(D, before, product, path->path); }
     cudaCheck(cudaMemcpy(D_cpu, D, bytes, cudaMemcpyDeviceToHost));
     if (status != CUBLAS_STATUS_SUCCESS) {
-        path->state[result] = PATH_WRONG;       // it has the model's products, and not this one?
+        int refused = path->path != GEMM_EMULATED && status == CUBLAS_STATUS_NOT_SUPPORTED;
+        path->state[result] = refused ? PATH_RIGHT : PATH_WRONG;
         self_test_refused(path->why[result], &product, status);
     } else if (!self_test_product_right(path, c, result, D_cpu)) {
         path->state[result] = PATH_WRONG;
+    } else {
+        path->right[result]++;
     }
     cudaCheck(cudaFree(D));
     free(D_cpu);
@@ -407,6 +415,7 @@ static inline int self_test_kinds(SelfTestKind* kinds /* (num_products) */,
 // Tries both paths on products of this kind, of all sizes and contents.
 static inline void self_test_try(SelfTest* t, Gemm* gemm, SelfTestPath* emulated,
                                  SelfTestPath* native, const SelfTestKind* kind) {
+    memset(native->right, 0, sizeof(native->right));
     for (int i = 0; i < NUM_SELF_TEST_CONTENTS * SELF_TEST_SIZES; i++) {
         int content = i % NUM_SELF_TEST_CONTENTS;
         if (content == SELF_TEST_SCALED && kind->A.format != FORMAT_FP8) { continue; }
@@ -419,6 +428,11 @@ static inline void self_test_try(SelfTest* t, Gemm* gemm, SelfTestPath* emulated
             self_test_multiply(t, gemm, native, &c, kind, (GemmResult)r);
         }
         self_test_product_free(&c);
+    }
+    for (int r = 0; r < NUM_GEMM_RESULTS; r++) {
+        if (kind->used[r] && native->state[r] == PATH_RIGHT && native->right[r] == 0) {
+            native->state[r] = PATH_MISSING;        // all refused: what is not tested is not used
+        }
     }
 }
 

@@ -20,6 +20,7 @@ typedef struct {
     size_t num_coded, num_plain;        // elements of these
 } WeightRanges;
 
+// Which parameter is the weight of a linear layer.
 static inline int linear_param(int linear) {
     static const int params[NUM_LINEARS] = { QKVW, PROJW, FCW, FCPROJW };
     return params[linear];

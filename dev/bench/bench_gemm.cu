@@ -75,6 +75,15 @@ static void free_matrix(Nvfp4Matrix q) {
     cudaCheck(cudaFree(q.amax));
 }
 
+// Is there memory for the products of a shape? D in FP32 and as many elements in A and B, the operands
+// quantized and expanded.
+static int shape_fits(int s) {
+    size_t free_bytes, total_bytes;
+    cudaCheck(cudaMemGetInfo(&free_bytes, &total_bytes));
+    double N = shapes[s].N, C = shapes[s].C, OC = shapes[s].OC;
+    return 8 * N * OC + 3 * (N * C + N * OC + OC * C) < 0.9 * (double)free_bytes;
+}
+
 static double measure(BenchFunction function, const Arguments* a, int runs) {
     double operations = 2.0 * a->args.M * a->args.N * a->args.K;
     return operations / bench_seconds(function, a, runs) * 1e-12;
@@ -101,7 +110,10 @@ int main(int argc, char** argv) {
     int runs = bench_runs(argc, argv);
     static Gemm gemm;
     size_t most_operands = 0, most_D = 8192 * 8192;     // as many in A and B
+    int fits[NUM_SHAPES];
     for (int s = 0; s < NUM_SHAPES; s++) {
+        fits[s] = shape_fits(s);
+        if (!fits[s]) { continue; }
         size_t N = (size_t)shapes[s].N, C = (size_t)shapes[s].C, OC = (size_t)shapes[s].OC;
         size_t operands = N * C + N * OC;               // of dweight; those of the others are smaller
         most_operands = operands > most_operands ? operands : most_operands;
@@ -125,6 +137,10 @@ int main(int argc, char** argv) {
     printf("\n%-14s %-8s %6s %6s %6s   %15s   %15s   %15s\n", "layer", "product", "M", "N", "K",
            "BF16   of best", "emulated  of best", "FP4   of best");
     for (int s = 0; s < NUM_SHAPES; s++) {
+        if (!fits[s]) {
+            printf("%-14s not measured: too large for this GPU's memory\n", shapes[s].name);
+            continue;
+        }
         int N = shapes[s].N, C = shapes[s].C, OC = shapes[s].OC;
         for (int product = 0; product < 3; product++) {
             static const char* products[] = { "out", "dinp", "dweight" };

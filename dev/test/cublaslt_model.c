@@ -42,15 +42,15 @@ C11 that is also C++17. Errors: cublaslt_model_complaint() has the rule that was
 #include "cublaslt_model.h"
 
 typedef struct {
-    int major, minor, fault, fp32_output, nan_scales;
+    int major, minor, fault, fp32_output, nan_scales, multiple;
     long fp4_calls, fp8_calls, fast_calls, plain_calls, objects;
     char complaint[512];
     int (*is_device)(const void* address);
 } Model;
 
-static const Model model_at_start = { 10, 0, CUBLASLT_MODEL_NO_FAULT, 1, 0, 0, 0, 0, 0, 0, "",
+static const Model model_at_start = { 10, 0, CUBLASLT_MODEL_NO_FAULT, 1, 0, 1, 0, 0, 0, 0, 0, "",
                                       NULL };
-static Model model = { 10, 0, CUBLASLT_MODEL_NO_FAULT, 1, 0, 0, 0, 0, 0, 0, "", NULL };
+static Model model = { 10, 0, CUBLASLT_MODEL_NO_FAULT, 1, 0, 1, 0, 0, 0, 0, 0, "", NULL };
 
 // Objects live on: a reset between two tests must not lose count of them. Memory stays what it is.
 void cublaslt_model_reset(void) {
@@ -63,6 +63,7 @@ void cublaslt_model_reset(void) {
 
 void cublaslt_model_fault(int fault) { model.fault = fault; }
 void cublaslt_model_fp32_output(int supported) { model.fp32_output = supported; }
+void cublaslt_model_multiple(int sizes) { model.multiple = sizes; }
 void cublaslt_model_nan_scales(int allowed) { model.nan_scales = allowed; }
 void cublaslt_model_capability(int major, int minor) {
     model.major = major;
@@ -516,6 +517,9 @@ static cublasStatus_t check_fp4(const Problem* p) {
     if (p->D.type == CUDA_R_32F && !model.fp32_output) {
         return UNSUPPORTED("%s with FP32 D is not supported on this GPU", fp4);
     }
+    if ((p->m | p->n | p->k) % model.multiple != 0) {
+        return UNSUPPORTED("%s of this size is not supported on this GPU", fp4);
+    }
     if (op->a_scale_mode != CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3 ||
         op->b_scale_mode != CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3) {
         return UNSUPPORTED("%s: the scale mode of A and B must be VEC16_UE4M3", fp4);
@@ -595,6 +599,9 @@ static cublasStatus_t check_fp8(const Problem* p) {
     }
     if (p->D.type == CUDA_R_32F && !model.fp32_output) {
         return UNSUPPORTED("FP8 with FP32 D is not supported on this GPU");
+    }
+    if ((p->m | p->n | p->k) % model.multiple != 0) {
+        return UNSUPPORTED("FP8 of this size is not supported on this GPU");
     }
     if (blocks && (op->a_scale == NULL || op->b_scale == NULL)) {
         return INVALID("FP8: the scale pointer of %c is NULL", op->a_scale == NULL ? 'A' : 'B');

@@ -39,6 +39,7 @@ void cublaslt_model_reset(void);        // everything below as at the start, cou
 void cublaslt_model_fault(int fault);                   // start: none
 void cublaslt_model_capability(int major, int minor);   // of the GPU to be; start: 10.0
 void cublaslt_model_fp32_output(int supported);     // narrow products with FP32 D; start: 1
+void cublaslt_model_multiple(int sizes);    // narrow products: M, N, K multiples of this power of 2; 1
 void cublaslt_model_nan_scales(int allowed);    // 1: a NaN scale gives NaN; start: 0, it is refused
 
 // Tells memory that kernels can reach from memory that they cannot; start: NULL, not looked at.

@@ -8,7 +8,7 @@
 # Fails with, planted in first_blackwell_run.sh: 20 times the noise allowed; D without its root; the
 # last pair's D for the largest; a loss of null taken for a number; every error of -g fp4 taken for
 # a missing FP4; Hopper taken for Blackwell; an unused FP4 path, a warning, a crash or a missing
-# program overlooked; the end at the first failure; -g fp4 where only some products have FP4; the
+# program overlooked; the end at the first failure; another GPU than that which is compiled for; -g fp4 where only some products have FP4; the
 # first steps counted; half micro-batches for quarters; a time-out not named; no logs packed; no
 # report when interrupted.
 set -uo pipefail
@@ -45,9 +45,11 @@ memory=180000
 if is small; then memory=12000; fi
 case $1 in
     -L) echo "GPU 0: $name" ;;
+    --query-gpu=index,compute_cap)
+        if is two; then echo "0, 7.5"; echo "1, $capability"; else echo "0, $capability"; fi ;;
     --query-gpu=name) echo "$name" ;;
     --query-gpu=compute_cap) echo "$capability" ;;
-    --query-gpu=memory.total) echo "$memory MiB" ;;
+    --query-gpu=memory.total) if is shared; then echo "[N/A]"; else echo "$memory MiB"; fi ;;
     *) echo "[${1#--query-gpu=}]" ;;
 esac
 END
@@ -126,6 +128,7 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 echo "train $recipe $path $B $out" >> "$TREE/trained"
+echo "$CUDA_DEVICE_ORDER $CUDA_VISIBLE_DEVICES" >> "$TREE/visible"
 error() { echo "error: $1  (file.cu:1)" >&2; exit 1; }
 [ "$recipe" != fp8 ] || error "-p fp8: a recipe begins with fp32, bf16 or nvfp4"
 echo "train_gpt2_nvfp4, commit 0123456"
@@ -185,7 +188,7 @@ END
 # a_run WORD...: one run of the script with these words in the case file. Its status in $status,
 # what it printed in $tree/printed, its report in $report.
 a_run() {
-    rm -rf "$tree/out" "$tree/build" "$tree/train_gpt2_nvfp4" "$tree/test_gpt2" "$tree/trained"
+    rm -rf "$tree/out" "$tree/build" "$tree/train_gpt2_nvfp4" "$tree/test_gpt2" "$tree/trained" "$tree/visible"
     printf '%s\n' "$@" > "$tree/case"
     PATH="$tree/bin:$PATH" "$tree/dev/first_blackwell_run.sh" "$tree/out" > "$tree/printed" 2>&1
     status=$?
@@ -289,7 +292,7 @@ expect "native has a null" "D = nan" "native against emulated=FAIL"
 
 # Everything that can happen to tests and programs; the rest goes on
 a_run hangs_test_gemm fails_test_gemm_fp4 crashes_test_layers hangs_bench_gemm
-expect "a test hangs" "still running after 300 s" "test_gemm=FAIL" "bench_gemm=FAIL"
+expect "a test hangs" "still running after 1200 s" "test_gemm=FAIL" "bench_gemm=FAIL"
 expect "a test crashes" "status 139" "test_layers=FAIL" "d12, native=pass"
 a_run fails_test_layers skips_test_gemm
 expect "a check fails" "1 ok, 1 FAIL; status 1: FAIL second check 7 of 9 differ" "test_layers=FAIL"
@@ -310,6 +313,14 @@ a_run no_text
 expect "text of make run" "that of make run" "text=pass" "d12, native=pass"
 a_run small
 says "little memory" '^train nvfp4 emulated 2 .*/emulated_quarter$' "$tree/trained"
+
+a_run shared
+says "memory of the CPU" "^\\| memory, .* \\| $(awk '/^MemTotal/ { print int($2 / 2048) }' /proc/meminfo) MiB" "$report"
+
+# The first GPU is too old: all parts run on the second
+a_run two
+[ "$(sort -u "$tree/visible")" = "PCI_BUS_ID 1" ]
+report $? "the GPU that is compiled for" "$(sort -u "$tree/visible")"
 
 # No GPU: nothing is begun
 a_run no_gpu

@@ -733,6 +733,16 @@ static void test_model_without(void) {
     test_one_result(fp4);
     test_product_faults_of_some();
     cublaslt_model_reset();
+    cublaslt_model_multiple(128);
+    expect("model: odd sizes refused", GEMM_FP4, 0, SILENT, "within the bound", "chosen: fp4 fp4");
+    cublaslt_model_fault(CUBLASLT_MODEL_ALPHA_IGNORED);
+    expect_product("model: odd sizes refused, alpha ignored", GEMM_FP4, ANY_RESULT,
+                   "WARNING: this GPU's FP4 tensor cores, or cuBLASLt, fail the self-test");
+    cublaslt_model_reset();
+    cublaslt_model_multiple(256);
+    expect("model: all test sizes refused", GEMM_AUTO, 0, SILENT, "not available: cuBLASLt answers "
+           "CUBLAS_STATUS_NOT_SUPPORTED to D (128, 256)", "chosen: emulated emulated");
+    cublaslt_model_reset();
     cublaslt_model_capability(9, 0);
     expect("model: Hopper", GEMM_AUTO, 0, SILENT, "not available", "chosen: emulated emulated");
     expect("model: Hopper, -g fp4", GEMM_FP4, 1, SILENT, "not available", "run with -g auto");

@@ -24,12 +24,13 @@ number of threads.
 #include <stdlib.h>
 #include <string.h>
 #include "llmc/adamw.h"             // adamw_element
-#include "llmc/gpt2.h"              // GPT2Config, ParamSpec, gpt2_init
+#include "llmc/gpt2.h"              // GPT2Config, ParamSpec, gpt2_init_part
 #include "llmc/guards.h"            // Guards: look for silent faults
 #include "llmc/layers_cpu.h"        // encoder, layernorm, attention, gelu, classifier
 #include "llmc/noise_trigger.h"     // when @auto rules of a recipe begin to hold
 #include "llmc/osci_reset.h"        // weights that oscillate between two codes
 #include "llmc/quantized_linear.h"  // linear_forward, linear_backward
+#include "llmc/sampler.h"           // sample_token
 #include "llmc/shards.h"            // Shards: which part of the parameters a rank holds
 #include "llmc/train_run.h"         // TrainRun: flags, data, log, checkpoints
 #include "llmc/weights_cpu.h"       // Weights: rounded and quantized after an update
@@ -195,7 +196,6 @@ static void gpt2_build(GPT2* model, GPT2Config config, Recipe recipe, int B, int
     activations_alloc(&model->acts, &config, (size_t)B, (size_t)T);
     linear_alloc(&model->linear, &model->recipe, (size_t)B * (size_t)T, (size_t)config.C);
     model->linear.recipe = &model->recipe;
-    model->linear.L = config.L;
     model->linear.T = T;
     model->linear.seed = seed;
     model->linear.micro_steps = 1;
@@ -214,7 +214,7 @@ static const Linear* linear_at(GPT2* model, int layer, int linear) {
     model->linear.layer = layer;
     model->linear.linear = linear;
     model->linear.weight = &model->weights.quantized[layer * NUM_LINEARS + linear];
-    model->linear.step = model->micro_step;
+    model->linear.micro_step = model->micro_step;
     return &model->linear;
 }
 
@@ -393,11 +393,8 @@ static float gpt2_gradient_norm(const GPT2* model) {
     return (float)sqrt(guards_sum(model->guards, total, model->shards.ranks));
 }
 
-// What OsciReset does with the weights of this rank that it watches in update `step`.
-typedef enum { OSCI_BEFORE, OSCI_AFTER, OSCI_RESET } OsciPhase;
-
-// Keeps w and Q(w) before the update; adds their changes to the sums after it; or sets masters of
-// oscillating weights to Q(w). Returns how many were set, each counted on one rank.
+// What OsciReset does in this phase with the weights of this rank that it watches in update `step`.
+// Returns how many were set, each counted on one rank.
 static size_t gpt2_watch(GPT2* model, OsciPhase phase, int step) {
     const Oscillation* o = &model->oscillation;
     const OsciReset* reset = &model->recipe.reset;

@@ -1,6 +1,6 @@
 /*
-Trains GPT-2 on a GPU with the linear layers in NVFP4 (-p nvfp4), or in BF16 or FP32
-to compare with.
+Trains GPT-2 on a GPU with the linear layers in NVFP4 (-p nvfp4) or another format of 4 or 8 bits, or
+in BF16 or FP32 to compare with.
 
 This is train_gpt2_fp32.c on a GPU: the same functions in the same order with the same names, the
 same flags, data order, initial weights and log. Put the two side by side; where they differ is what
@@ -31,6 +31,7 @@ Errors end the program with one message; a library would return them.
 #include <stdlib.h>
 #include <string.h>
 #include "llmc/train_run.h"         // TrainRun: flags, data, log, checkpoints
+#include "llmc/sampler.h"           // sample_token
 #include "llmc/energy.h"            // EnergyMeter
 #include "llmc/speed_of_light.h"    // training_flops_per_token
 #include "llmc/adamw.cuh"           // adamw_update
@@ -120,7 +121,6 @@ template <typename Real> struct GPT2 {
                             //              recipe's base format
     float* grads;           // (num_params) but under ZeRO-2 those of two blocks at a time
     ParamSpec grad_specs[NUM_PARAMS];   // where they lie in grads
-    size_t num_grads;       // in grads
     GradGroup grad_groups[NUM_GRAD_GROUPS];
     float* own_grads;       // (own)        summed over the ranks
     int last_micro;         // 1: after this micro-batch gradients are complete
@@ -157,7 +157,7 @@ template <typename Real> static float* grad(const GPT2<Real>* model, int p, int 
 template <typename Real> static const Linear* linear_at(GPT2<Real>* model, int layer, int linear) {
     model->linear.layer = layer;
     model->linear.linear = linear;
-    model->linear.step = model->micro_step;
+    model->linear.micro_step = model->micro_step;
     return &model->linear;
 }
 
@@ -354,7 +354,7 @@ template <typename Real> static void gradients_alloc(GPT2<Real>* model) {
     GPT2Config config = model->config;
     Range own = model->shards.own;
     if (model->shards.level == 2 && config.L > 2) { config.L = 2; }
-    size_t n = model->num_grads = gpt2_param_specs(model->grad_specs, &config);
+    size_t n = gpt2_param_specs(model->grad_specs, &config);
     model->grads = (float*)device_alloc(n * sizeof(float), "gradients");
     if (model->shards.level < 2) {
         model->own_grads = model->grads + own.first;
@@ -412,7 +412,6 @@ static void gpt2_build(GPT2<Real>* model, GPT2Config config, Recipe recipe, Hard
                   sizeof(Real));
     activations_alloc(&model->acts, &model->recipe, &model->weights, &config, (size_t)B, (size_t)T);
     model->linear.recipe = &model->recipe;
-    model->linear.L = config.L;
     model->linear.seed = seed;
     model->linear.gemm = &model->gemm;
     model->linear.conversion = hardware.conversion;
@@ -712,7 +711,7 @@ template <typename Real> static void gpt2_check_finite(const GPT2<Real>* model, 
                               model->stream));
     cudaCheck(cudaStreamSynchronize(model->stream));
     int tag = found - 1, operand = tag % NUM_OPERANDS, linear = tag / NUM_OPERANDS;
-    check(found == 0, "step %d, layer %d %s: %s is not finite, or its amax times the "
+    check(found == 0, "step %d, block %d %s: %s is not finite, or its amax times the "
           "other operand's leaves FP32; the checkpoints written before are good", step,
           linear / NUM_LINEARS, linear_name(linear % NUM_LINEARS), operand_name(operand));
 }

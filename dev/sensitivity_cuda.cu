@@ -61,7 +61,7 @@ static void observe(int layer, int linear, int operand, const __nv_bfloat16* sou
     cudaCheck(cudaMemcpy(halves, source, n * sizeof(*halves), cudaMemcpyDeviceToHost));
     #pragma omp parallel for
     for (size_t i = 0; i < n; i++) { tensor[i] = to_float(halves[i]); }
-    check(amax <= FLOAT_LARGEST, "layer %d %s: %s is not finite", layer, linear_name(linear),
+    check(amax <= FLOAT_LARGEST, "block %d %s: %s is not finite", layer, linear_name(linear),
           operand_name(operand));
     measure_tensor(&measure, layer, linear, operand, tensor, &host);
     free(host.codes);

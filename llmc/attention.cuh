@@ -5,7 +5,7 @@ Causal self-attention, forward and backward. For each of B*NH heads, with Q, K, 
     P = softmax of each row of S, over the keys up to the query
     O = P V
 
-S and P are (T,T): at T = 1024 each is sixteen times as large as Q, and moving them to memory and
+S and P are (T,T): at T = 1024 and HS = 64 each is sixteen times as large as Q, and moving them to memory and
 back takes longer than computing them. Flash attention (Dao et al., arXiv 2205.14135 and 2307.08691)
 never stores them. A block of threads owns some queries and streams the keys and values through
 shared memory, one tile at a time:
@@ -39,8 +39,8 @@ Where BF16 tensors are rounded (S, P, dP, m, l, lse, delta and all sums are FP32
     forward     exp(s - m) before it multiplies V, but not in the sum l;  O / l when stored
     backward    P before it multiplies dO;  dS before it multiplies K or Q;  dQ, dK, dV when stored
 
-m is the maximum so far; in the CPU program (layers_cpu.h) it is the final one. That scales a term
-by another factor before its rounding, so the two differ by no more than one BF16 rounding per term.
+m is the maximum of this tile of keys and those before it; the CPU program rounds relative to the same
+one (KEY_TILE in layers_cpu.h).
 
 BF16 tensors use the tensor cores (sm_80 or newer), at head sizes 16, 32, 64, 80, 96 and 128. Float
 tensors use plain arithmetic, a warp for each row, at all multiples of 16 up to 128.

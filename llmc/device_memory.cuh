@@ -1,6 +1,7 @@
 /*
-Device memory by family: every long-lived allocation names the family it belongs to, and the
-start-up printout says how much each family takes.
+Device memory by family: every long-lived allocation of more than a few MiB names the family it belongs
+to, and the start-up printout says how much each family takes. Not in it: cuBLASLt's workspace (32 MiB,
+gemm_plain.cuh), padded operands and scales of GEMMs, the CUDA context.
 */
 #ifndef LLMC_DEVICE_MEMORY_CUH
 #define LLMC_DEVICE_MEMORY_CUH

@@ -10,7 +10,7 @@ layout"], and who keeps it:
     two codes to a byte, the even one in the low nibble         nvfp4.h, e2m1_pack
     block scales in tiles of 128 x 4, the padding zero          nvfp4.h, nvfp4_scale_offset; who
                                                                 allocates a matrix zeroes its scales
-    the sum times alpha, FP32, which holds both tensor scales   quantize_alpha
+    the sum times alpha, FP32, which holds both tensor scales   quantize_any_alpha
     K a multiple of 32                                          here: an odd block more of zeros
     rows of D of a multiple of 16 bytes                         here: checked, N is a multiple of 16
     all addresses multiples of 16                               here: checked
@@ -20,7 +20,6 @@ layout"], and who keeps it:
 #define LLMC_GEMM_FP4_CUH
 
 #include "gemm_narrow.cuh"
-#include "quantize.cuh"
 
 typedef struct {
     GemmNarrow narrow;

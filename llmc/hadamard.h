@@ -64,8 +64,8 @@ HOST_DEVICE static inline void hadamard_transform(float* x /* (16) */) {
 }
 
 // out (cols, rows) = transpose of x (rows, cols), with groups of 16 consecutive rows of x
-// transformed if hadamard is set. rows is a multiple of 16. This is the source of every operand of
-// the weight-gradient GEMM.
+// transformed if hadamard is set. rows is a multiple of 16. With it set it is rotation_transpose of 16
+// points and fixed signs, which is what the trainers' wgrad operands come from.
 static inline void hadamard_transpose(float* out, const float* x, int rows, int cols,
                                       int hadamard) {
     #pragma omp parallel for
@@ -82,8 +82,6 @@ static inline void hadamard_transpose(float* out, const float* x, int rows, int 
 
 // ---------------------------------------------------------------------------------------------
 // Rotations
-
-#define ROTATION_LARGEST 128
 
 typedef struct {
     int size;                   // points: 16, 32, 64 or 128; 0: there is no rotation

@@ -1,11 +1,12 @@
 /*
 The layers of GPT-2 between the linear ones, forward and backward, in plain C with OpenMP. The
 device versions are encoder.cuh, layernorm.cuh, attention.cuh, gelu.cuh and classifier.cuh; each
-pair computes the same function in the same steps.
+pair computes the same function.
 
 Every loop is parallel over outputs, never over a sum: results do not depend on the number of
 threads. What is stored in the base format (recipe.h) is rounded by the caller with round_to, except
-inside attention. Gradients of parameters are added to (+=), those of activations assigned.
+inside attention. Gradients of parameters are added to (+=), those of activations assigned, except
+that layernorm_backward adds to that of the residual stream.
 */
 #ifndef LLMC_LAYERS_CPU_H
 #define LLMC_LAYERS_CPU_H

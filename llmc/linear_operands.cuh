@@ -23,11 +23,10 @@ typedef void (*OperandObserver)(int layer, int linear, int operand, const __nv_b
 // Where a linear layer stands, and working memory that all of them share.
 typedef struct {
     const Recipe* recipe;
-    int L;                      // blocks of the model
     int layer, linear;          // which one this call is for
     int T;                      // tokens in a row of the batch: no transform crosses rows
     uint64_t seed;
-    uint32_t step;              // counts micro-batches over the run: see Nvfp4Rounding
+    uint32_t micro_step;        // counts micro-batches over the run: see Nvfp4Rounding
     int training;               // a backward pass will follow: keep X^T
     DeviceRanks* ranks;         // each of which has its rows of the tokens; NULL: one rank
     int local_amax;             // 1: each rank uses the amax of its own rows
@@ -35,7 +34,7 @@ typedef struct {
     uint64_t* scale_counts;     // (NUM_OPERANDS, NUM_SCALE_COUNTS) guards.h; NULL: not now
     Gemm* gemm;
     E2m1Conversion conversion;  // how the base recipe's E2M1 codes are made on this GPU
-    int* nonfinite;             // (1) tells which operand first was not finite: see quantize_alpha
+    int* nonfinite;             // (1) tells which operand first was not finite: see quantize_any_alpha
     float* alpha;               // (1)
     float* bias_scratch;        // bias_backward_scratch(4C)
     Nvfp4Matrix x_q[NUM_LINEARS];       // (N, in)  operands that live for one GEMM; the codes of
@@ -107,7 +106,7 @@ static inline int linear_num_ranks(const Linear* l) {
 static inline void linear_agree(float* amax, int n, const char* operands, const Linear* l) {
     char what[64];
     if (linear_num_ranks(l) == 1 || l->local_amax) { return; }
-    snprintf(what, sizeof(what), "amax of %s of layer %d %s", operands, l->layer,
+    snprintf(what, sizeof(what), "amax of %s of block %d %s", operands, l->layer,
              linear_name(l->linear));
     device_ranks_begin(l->ranks);
     device_ranks_max_bits(l->ranks, (uint32_t*)amax, (size_t)n, l->stream);
@@ -122,29 +121,8 @@ static inline int linear_is_transposed(int operand) {
     return operand == OPERAND_XT || operand == OPERAND_WT || operand == OPERAND_DYT;
 }
 
-// W is drawn once per update.
-static inline Nvfp4Rounding linear_weight_rounding(const Recipe* recipe, int layer, int linear,
-                                                   uint64_t seed) {
-    Nvfp4Rounding rounding;
-    memset(&rounding, 0, sizeof(rounding));
-    rounding.stochastic = recipe->operands[OPERAND_W].rounding == ROUND_STOCHASTIC;
-    rounding.seed = seed;
-    rounding.tag = operand_tag(layer, linear, OPERAND_W);
-    rounding.step = (uint32_t)recipe->step;
-    return rounding;
-}
-
 static inline Nvfp4Rounding linear_rounding(const Linear* l, int operand) {
-    if (operand == OPERAND_W) {
-        return linear_weight_rounding(l->recipe, l->layer, l->linear, l->seed);
-    }
-    Nvfp4Rounding rounding;
-    memset(&rounding, 0, sizeof(rounding));
-    rounding.stochastic = l->recipe->operands[operand].rounding == ROUND_STOCHASTIC;
-    rounding.seed = l->seed;
-    rounding.tag = operand_tag(l->layer, l->linear, operand);
-    rounding.step = l->step;
-    return rounding;
+    return recipe_rounding(l->recipe, l->layer, l->linear, operand, l->seed, l->micro_step);
 }
 
 // The same with several ranks, for an operand made from this rank's x (N, cols): of X and dY
@@ -179,7 +157,7 @@ static inline Rotation linear_rotation(const Linear* l, int operand, int K) {
     memset(&none, 0, sizeof(none));
     if (q->hadamard == 0) { return none; }
     return rotation_make(rotation_size(q->hadamard, K), q->fresh_signs, l->seed,
-                         operand_tag(l->layer, l->linear, gradient), l->step);
+                         operand_tag(l->layer, l->linear, gradient), l->micro_step);
 }
 
 static inline void linear_observe(const Linear* l, int operand, const __nv_bfloat16* source,

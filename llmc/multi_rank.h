@@ -24,7 +24,7 @@ and both are rounds in which each rank sends one piece to each other rank. A sum
 which is right for tens of them.
 
 What happens when a rank is missing, dead or stuck is in watchdog.h; no collective here returns an
-error. -rt is the timeout, -ra says where ranks on several hosts meet (watchdog.h, "address").
+error. -rt is the timeout, -ra says where ranks on several hosts meet (rendezvous.h).
 
 MPI is optional: without it (no -DLLMC_MPI, the Makefile knows) programs build, and say so if mpirun
 starts them. C11 that also compiles as C++17.

@@ -177,6 +177,8 @@ HOST_DEVICE static inline float nvfp4_alpha(float amax_a, float amax_b) {
 // A quantized matrix, and where its parts lie
 
 // cols, the dimension that a GEMM contracts, is a multiple of 16; so is rows where tiles are 16x16.
+// Matrices in other formats are kept in the same struct (quantizer.h): where an element has 8 bits, codes
+// are (rows, cols).
 typedef struct {
     int rows, cols;
     uint8_t* codes;             // (rows, cols / 2), two codes to a byte
@@ -214,7 +216,7 @@ HOST_DEVICE static inline size_t nvfp4_scale_offset(size_t row, size_t block, si
 // How to quantize
 
 // Which random bytes a matrix draws. `tag` tells which operand of the model it is (operand_tag in
-// recipe.h), so that no two share numbers; `step` counts micro-batches over the whole run.
+// recipe.h), so that no two share numbers; `step` counts micro-batches over the whole run, or, for W, updates.
 typedef struct {
     int stochastic;             // 0: to nearest, and the rest is not read
     uint64_t seed;
@@ -269,7 +271,9 @@ HOST_DEVICE static inline void nvfp4_quantize_block(uint8_t* codes /* (8) */,
 }
 
 // ---------------------------------------------------------------------------------------------
-// The reference quantizer (host): short rather than fast, and what llmc/quantize.cuh must equal
+// The reference quantizer (host): short rather than fast, and what llmc/quantize.cuh must equal. Training
+// in C runs quantized_make (quantizer.h), for all formats, or coded_quantize (weights_cpu.h), for weights
+// of which ranks hold parts: the same bits.
 
 // Largest |x| of n values, as bits; FLOAT_INFINITY_BITS or more says that one is not finite.
 static inline uint32_t nvfp4_amax_bits(const float* x, size_t n) {

@@ -17,10 +17,6 @@ typedef struct {
     unsigned long long* resets; // (1)      weights that were set, each counted on one rank
 } Oscillation;
 
-// What is done in an update: w and Q(w) are kept before it; their changes are added to the sums
-// after it; masters of oscillating weights are set to Q(w).
-typedef enum { OSCI_BEFORE, OSCI_AFTER, OSCI_RESET } OsciPhase;
-
 // `count` elements of a quantized weight, from its element number `first` on. The vectors of
 // Oscillation and the masters begin at the first of them.
 typedef struct {

@@ -25,6 +25,10 @@ Plain C11 that nvcc also compiles for the device. The same input gives the same 
 #include "quantizer.h"
 #include "recipe.h"
 
+// What is done in an update: w and Q(w) are kept before it; their changes are added to the sums
+// after it; masters of oscillating weights are set to Q(w).
+typedef enum { OSCI_BEFORE, OSCI_AFTER, OSCI_RESET } OsciPhase;
+
 // Updates of the window before update `step`, if that lies in a window, else -1.
 static inline int osci_reset_age(const OsciReset* r, int step) {
     if (r->threshold == 0.0f || step < r->first) { return -1; }

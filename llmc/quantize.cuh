@@ -8,7 +8,7 @@ kind of operand, both directions in one pass over the BF16 source.
                                                       transformed where the recipe asks for it
 
 A quantizer has to know the amax of the whole matrix before it can write the first code, so there
-are two passes: quantize_amax, then quantize_activation. For a weight, quantize_weight does both.
+are two passes: quantize_amax, then quantize_launch.
 
 Every number comes from the functions of nvfp4.h, random.h and hadamard.h; this file only moves the
 data, and has the GPU find maxima and round to BF16 two values at a time, which gives the same bits.
@@ -308,6 +308,10 @@ quantize_kernel(Nvfp4Matrix out, Nvfp4Matrix outT, const __nv_bfloat16* x /* (ro
     }
 }
 
+// x_q (rows, cols) = x (rows, cols), and xT_q (cols, rows) = the transpose of x, that is, blocks of 16
+// consecutive rows of x, Hadamard-transformed if that flag is set; in 1x16 blocks or, with tile16, in
+// 16x16 tiles, the same in both directions. Either may be NULL. Both matrices' amax must have been set by
+// quantize_amax with the same flag.
 static inline void quantize_launch(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT_q,
                                    const __nv_bfloat16* x, int rows, int cols, int hadamard,
                                    int tile16, Nvfp4Rounding rounding, Nvfp4Rounding roundingT,
@@ -336,9 +340,7 @@ static inline void quantize_launch(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT
     cudaCheck(cudaGetLastError());
 }
 
-// x_q (rows, cols) = x (rows, cols), in 1x16 blocks. xT_q (cols, rows) = the transpose of x, in
-// 1x16 blocks, that is, of 16 consecutive rows of x, Hadamard-transformed if the flag is set.
-// Either may be NULL. Both matrices' amax must have been set by quantize_amax with the same flag.
+// In 1x16 blocks. (The self-test, tests and benchmarks call this and quantize_weight.)
 static inline void quantize_activation(const Nvfp4Matrix* x_q, const Nvfp4Matrix* xT_q,
                                        const __nv_bfloat16* x, int rows, int cols, int hadamard,
                                        Nvfp4Rounding rounding, Nvfp4Rounding roundingT,
@@ -391,34 +393,6 @@ static inline void quantize_expand(__nv_bfloat16* out, const Nvfp4Matrix* in, cu
     int most = CEIL_DIV(in->rows, EXPAND_THREADS_Y);
     dim3 grid(column_blocks, row_blocks < most ? row_blocks : most);
     expand_kernel<<<grid, dim3(EXPAND_THREADS_X, EXPAND_THREADS_Y), 0, stream>>>(out, *in);
-    cudaCheck(cudaGetLastError());
-}
-
-// ---------------------------------------------------------------------------------------------
-// The GEMM's factor, and operands that are not finite
-
-static __global__ void alpha_kernel(float* alpha, int* nonfinite, const float* amax_a,
-                                    const float* amax_b, int tag_a, int tag_b) {
-    float a = *amax_a, b = *amax_b;
-    int a_good = float_abs_bits(a) < FLOAT_INFINITY_BITS;
-    int b_good = float_abs_bits(b) < FLOAT_INFINITY_BITS;
-    float product = a * b;
-    int product_good = product <= FLOAT_LARGEST && (product > 0.0f || a == 0.0f || b == 0.0f);
-    if (*nonfinite == 0 && !(a_good && b_good && product_good)) {
-        *nonfinite = 1 + (a_good && !b_good ? tag_b : tag_a);
-    }
-    *alpha = nvfp4_alpha(a, b);
-}
-
-// alpha (1) = what turns a product of the two expanded matrices into real numbers.
-//
-// nonfinite (1), 0 before the first call, receives 1 + tag of the first operand in the order of the
-// stream that had a NaN or Inf, or whose amax times the other's is too large or too small for FP32.
-// Later operands do not overwrite it: they are mostly not finite because the first one was not. The
-// host looks at it once a step; until then results are garbage, but nothing else happens.
-static inline void quantize_alpha(float* alpha, int* nonfinite, const float* amax_a,
-                                  const float* amax_b, int tag_a, int tag_b, cudaStream_t stream) {
-    alpha_kernel<<<1, 1, 0, stream>>>(alpha, nonfinite, amax_a, amax_b, tag_a, tag_b);
     cudaCheck(cudaGetLastError());
 }
 

@@ -459,7 +459,7 @@ static inline void quantize_any_expand(__nv_bfloat16* out, const Nvfp4Matrix* in
 }
 
 // ---------------------------------------------------------------------------------------------
-// The GEMM's factor
+// The GEMM's factor, and operands that are not finite
 
 // What a product of two expanded operands is multiplied by. An operand made from the codes of
 // another, `aligned`, is in units of that one's tensor scale.
@@ -485,8 +485,13 @@ static __global__ void any_alpha_kernel(float* alpha, int* nonfinite, const floa
     *alpha = value;
 }
 
-// alpha (1), and nonfinite (1): see quantize_alpha in quantize.cuh. That also names an operand if
-// alpha itself leaves FP32. Formats without a tensor scale may have amaxes of any size.
+// alpha (1) = what turns a product of the two expanded matrices into real numbers.
+//
+// nonfinite (1), 0 before the first call, receives 1 + tag of the first operand in the order of the
+// stream that had a NaN or Inf, or with whose amax alpha is too large or too small for FP32. Later
+// operands do not overwrite it: they are mostly not finite because the first one was not. The host
+// looks at it once a step; until then results are garbage, but nothing else happens. Formats without a
+// tensor scale may have amaxes of any size.
 static inline void quantize_any_alpha(float* alpha, int* nonfinite, const float* amax_a,
                                       const float* amax_b, int tag_a, int tag_b, AnyAlpha about,
                                       cudaStream_t stream) {

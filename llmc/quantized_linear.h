@@ -51,11 +51,10 @@ typedef void (*OperandObserver)(int layer, int linear, int operand, const float*
 // Where a linear layer stands, and working memory that all of them share.
 typedef struct {
     const Recipe* recipe;
-    int L;                      // blocks of the model
     int T;                      // tokens of a row
     int layer, linear;          // which one this call is for
     uint64_t seed;
-    uint32_t step;              // counts micro-batches over the run: see Nvfp4Rounding
+    uint32_t micro_step;        // counts micro-batches over the run: see Nvfp4Rounding
     uint32_t micro_steps;       // micro-batches of an update; for messages
     const QuantizedLinear* weight;      // its weight, where the recipe quantizes that
     Ranks* ranks;               // each of which has its rows of the tokens
@@ -102,7 +101,7 @@ static inline void round_to(Format base, float* x, size_t n) {
 static inline void linear_agree(uint32_t* amax, int n, const char* operands, const Linear* l) {
     char what[96];
     if (l->ranks->size == 1 || l->local_amax) { return; }
-    snprintf(what, sizeof(what), "amax of %s of layer %d %s", operands, l->layer,
+    snprintf(what, sizeof(what), "amax of %s of block %d %s", operands, l->layer,
              linear_name(l->linear));
     ranks_max_bits(l->ranks, amax, (size_t)n, what);
 }
@@ -111,12 +110,8 @@ static inline void linear_agree(uint32_t* amax, int n, const char* operands, con
 // (channels, tokens) some columns, of a weight everything.
 static inline Nvfp4Rounding linear_rounding(int rows, int cols, int operand, const Linear* l) {
     uint64_t rank = (uint64_t)l->ranks->rank, across = (uint64_t)cols / NVFP4_BLOCK;
-    Nvfp4Rounding rounding;
-    memset(&rounding, 0, sizeof(rounding));
-    rounding.stochastic = l->recipe->operands[operand].rounding == ROUND_STOCHASTIC;
-    rounding.seed = l->seed;
-    rounding.tag = operand_tag(l->layer, l->linear, operand);
-    rounding.step = l->step;
+    Nvfp4Rounding rounding = recipe_rounding(l->recipe, l->layer, l->linear, operand, l->seed,
+                                             l->micro_step);
     if (operand == OPERAND_X || operand == OPERAND_DY) {
         rounding.first_block = rank * (uint64_t)rows * across;
     } else if (operand == OPERAND_XT || operand == OPERAND_DYT) {
@@ -131,7 +126,7 @@ static inline Rotation linear_rotation(int gemm, int K, const Linear* l) {
     int operand = gemm_operand(gemm, 0);
     const Quantizer* q = &l->recipe->operands[operand];
     return rotation_make(rotation_size(q->hadamard, K), q->fresh_signs, l->seed,
-                         operand_tag(l->layer, l->linear, operand), l->step);
+                         operand_tag(l->layer, l->linear, operand), l->micro_step);
 }
 
 static inline void linear_observe(const Linear* l, int operand, const float* source,
@@ -144,8 +139,8 @@ static inline void linear_observe(const Linear* l, int operand, const float* sou
 }
 
 static inline void linear_check_finite(uint32_t amax_bits, int operand, const Linear* l) {
-    check(amax_bits < FLOAT_INFINITY_BITS, "step %u, layer %d %s: %s is not finite; the "
-          "checkpoints written before are good", l->step / l->micro_steps, l->layer,
+    check(amax_bits < FLOAT_INFINITY_BITS, "step %u, block %d %s: %s is not finite; the "
+          "checkpoints written before are good", l->micro_step / l->micro_steps, l->layer,
           linear_name(l->linear), operand_name(operand));
 }
 
@@ -237,8 +232,8 @@ static inline void linear_gemm(int gemm, float* D, const float* A, const float* 
     float factor = quantizer_alpha_factor(&ops[gemm_operand(gemm, 0)], &ops[gemm_operand(gemm, 1)]);
     float alpha = quantizer_alpha(amax_a, amax_b, factor) * scale;
     check(alpha <= FLOAT_LARGEST && (alpha > 0.0f || amax_a == 0.0f || amax_b == 0.0f),
-          "step %u, layer %d %s: the product of two operands' amaxes, %g and %g, leaves FP32",
-          l->step / l->micro_steps, l->layer, linear_name(l->linear), amax_a, amax_b);
+          "step %u, block %d %s: the product of two operands' amaxes, %g and %g, leaves FP32",
+          l->micro_step / l->micro_steps, l->layer, linear_name(l->linear), amax_a, amax_b);
     gemm_cpu(D, A, B, M, N, K, 0, 1, alpha, beta);
 }
 
@@ -260,7 +255,7 @@ static inline void linear_forward(float* out, const float* inp, const float* wei
         linear_quantize(l->a, inp, N, C, OPERAND_X, amax_x, l);
         uint32_t amax_w = linear_expand_weight(l->b, &l->weight->w_q, OPERAND_W, l);
         linear_gemm(FPROP, out, l->a, l->b, amax_x, amax_w, 1.0f, N, OC, C, 0.0f, l);
-        round_to(base, out, (size_t)N * (size_t)OC);  // the FP4 GEMM stores BF16; bias comes after
+        round_to(base, out, (size_t)N * (size_t)OC);  // the quantized GEMM stores BF16; bias comes after
     } else {
         gemm_cpu(out, inp, weight, N, OC, C, 0, 1, 1.0f, 0.0f);
     }

@@ -3,12 +3,11 @@ Random numbers without a generator: Philox4x32-10, a function from (key, counter
 bits. Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
 
 There is no state, hence nothing to save, to seed per thread, or to keep in step between ranks. Who
-needs a number says which one: the key is the run's seed, the counter names the use. Every counter
-of this program is built in this file, in nvfp4.h or in hadamard.h; its third word keeps the uses
-apart:
+needs a number says which one: the key is the run's seed, the counter names the use. Its third word
+keeps the uses apart; all of them are listed here, and no use may take another's:
 
     third word                       use
-    0 .. 2^31-1                      stochastic rounding: layer*16 + operand (nvfp4.h); and with
+    0 .. 2^31-1                      stochastic rounding: operand_tag (recipe.h); and with
                                      both words before it all ones the signs of a rotation
     RANDOM_INIT + tensor             initial weights, one draw per element
     RANDOM_SHUFFLE                   order of the training rows

@@ -119,6 +119,19 @@ static inline uint32_t operand_tag(int layer, int linear, int operand) {
     return (uint32_t)(layer * 16 + linear * 4) + which[operand];
 }
 
+// How an operand of a layer is rounded in micro-batch number `micro_step` of the run; W, which is
+// quantized once an update, in this update. The caller adds which part of the operand it has.
+static inline Nvfp4Rounding recipe_rounding(const Recipe* r, int layer, int linear, int operand,
+                                            uint64_t seed, uint32_t micro_step) {
+    Nvfp4Rounding rounding;
+    memset(&rounding, 0, sizeof(rounding));
+    rounding.stochastic = r->operands[operand].rounding == ROUND_STOCHASTIC;
+    rounding.seed = seed;
+    rounding.tag = operand_tag(layer, linear, operand);
+    rounding.step = operand == OPERAND_W ? (uint32_t)r->step : micro_step;
+    return rounding;
+}
+
 // ---------------------------------------------------------------------------------------------
 // Questions to a recipe. Those about a GEMM are answered for the update `r->step`.
 
@@ -168,7 +181,7 @@ static inline int recipe_remakes_weights(const Recipe* r) {
 }
 
 // Can the weights of this block travel between ranks as NVFP4 codes? If nobody ever reads them
-// otherwise, and they are rounded as weights.h does it; recipes with exceptions are not looked into.
+// otherwise, and they are rounded as weights_cpu.h does it; recipes with exceptions are not looked into.
 static inline int recipe_weights_travel(const Recipe* r, int layer) {
     const Quantizer* w = &r->operands[OPERAND_W];
     int travel = recipe_transposes_weights(r) && quantizer_is_plain_nvfp4(w) && r->num_rules == 0;
@@ -607,7 +620,7 @@ static inline char* recipe_meaning(const Recipe* r, int until) {
 // ---------------------------------------------------------------------------------------------
 // In words
 
-// "1x16 stochastic after Hadamard 16"
+// "dY^T Hadamard 16, 1x16 stochastic"
 static inline void recipe_print_operand(const Recipe* r, int operand, FILE* out) {
     static const char* roundings[] = { "nearest", "stochastic", "MS-EDEN" };
     const Quantizer* q = &r->operands[operand];

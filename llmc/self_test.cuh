@@ -225,12 +225,8 @@ static inline int self_test_product_alpha(SelfTest* t, SelfTestProduct* c, const
     memset(&about, 0, sizeof(about));
     about.factor = quantizer_alpha_factor(&kind->A, &kind->B);
     c->alpha_cpu = quantizer_alpha(*c->A.want.amax, *c->B.want.amax, about.factor);
-    if (kind->A.format == FORMAT_NVFP4) {
-        quantize_alpha(c->alpha, nonfinite, c->A.device.amax, c->B.device.amax, 0, 1, t->stream);
-    } else {
-        quantize_any_alpha(c->alpha, nonfinite, c->A.device.amax, c->B.device.amax, 0, 1, about,
-                           t->stream);
-    }
+    quantize_any_alpha(c->alpha, nonfinite, c->A.device.amax, c->B.device.amax, 0, 1, about,
+                       t->stream);
     cudaCheck(cudaStreamSynchronize(t->stream));
     if (t->faults->alpha != NULL && kind->A.format != FORMAT_NVFP4) { t->faults->alpha(c->alpha); }
     float got;

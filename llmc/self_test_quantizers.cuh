@@ -464,8 +464,14 @@ static inline int self_test_alpha(SelfTest* t) {
     int* nonfinite = (int*)(alpha + 2);
     cudaCheck(cudaMemcpy(amax, amaxes, sizeof(amaxes), cudaMemcpyHostToDevice));
     cudaCheck(cudaMemset(nonfinite, 0, sizeof(flags)));
-    quantize_alpha(alpha, nonfinite, amax, amax + 1, 10, 20, t->stream);
-    quantize_alpha(alpha + 1, nonfinite + 1, amax, amax + 2, 10, 20, t->stream);
+    Quantizer nvfp4;
+    memset(&nvfp4, 0, sizeof(nvfp4));
+    nvfp4.format = FORMAT_NVFP4;
+    AnyAlpha about;
+    memset(&about, 0, sizeof(about));
+    about.factor = quantizer_alpha_factor(&nvfp4, &nvfp4);
+    quantize_any_alpha(alpha, nonfinite, amax, amax + 1, 10, 20, about, t->stream);
+    quantize_any_alpha(alpha + 1, nonfinite + 1, amax, amax + 2, 10, 20, about, t->stream);
     cudaCheck(cudaStreamSynchronize(t->stream));
     if (t->faults->alpha != NULL) { t->faults->alpha(alpha); }
     cudaCheck(cudaMemcpy(got, alpha, sizeof(got), cudaMemcpyDeviceToHost));
@@ -482,8 +488,9 @@ static inline int self_test_alpha(SelfTest* t) {
     return 1;
 }
 
-// Every code under every scale byte, (144, 80): more than one tile of scales in both directions.
-static inline int self_test_expansion(SelfTest* t) {
+// Every code under every scale byte, (144, 80): more than one tile of scales in both directions. There
+// are two kernels: that of emulated products, and that of operands made from the codes of others.
+static inline int self_test_expansion(SelfTest* t, int aligned) {
     enum { ROWS = 144, COLS = 80, BLOCKS = COLS / NVFP4_BLOCK };
     SelfTestPair p = self_test_pair(FORMAT_NVFP4, ROWS, COLS);
     memset(p.got.codes, 0, p.bytes);
@@ -499,7 +506,11 @@ static inline int self_test_expansion(SelfTest* t) {
     cudaCheck(cudaMemcpy(p.device.codes, p.got.codes, p.bytes, cudaMemcpyHostToDevice));
     size_t bytes = ROWS * COLS * sizeof(uint16_t);
     __nv_bfloat16* x = (__nv_bfloat16*)cuda_malloc(bytes, "the self-test");
-    quantize_expand(x, &p.device, t->stream);
+    Quantizer nvfp4;
+    memset(&nvfp4, 0, sizeof(nvfp4));
+    nvfp4.format = FORMAT_NVFP4;
+    if (aligned) { quantize_any_expand(x, &p.device, nvfp4, t->stream); }
+    else { quantize_expand(x, &p.device, t->stream); }
     cudaCheck(cudaStreamSynchronize(t->stream));
     if (t->faults->expansion != NULL) { t->faults->expansion(x, ROWS, COLS); }
     uint16_t* got = (uint16_t*)xmalloc(bytes, "the self-test");
@@ -681,8 +692,8 @@ static inline int self_test_quantizers(SelfTest* t) {
     for (int tensor = 0; tensor < NUM_TENSORS; tensor++) {
         if (!self_test_tensor(t, tensor)) { return 0; }
     }
-    return self_test_not_finite(t) && self_test_alpha(t) && self_test_expansion(t) &&
-           self_test_unbiased(t);
+    return self_test_not_finite(t) && self_test_alpha(t) && self_test_expansion(t, 0) &&
+           self_test_expansion(t, 1) && self_test_unbiased(t);
 }
 
 #endif

@@ -21,7 +21,7 @@ typedef struct {
     // model
     const char* model;          // shape or checkpoint file; gpt2.h explains
     const char* recipe;         // which GEMM operands are quantized and how; recipe.h explains
-    const char* gemm_path;      // who multiplies NVFP4 matrices on the GPU
+    const char* gemm_path;      // who multiplies quantized matrices on the GPU
     // one step
     int B, T;                   // rows of a micro-batch, tokens of a row
     int64_t total_batch;        // tokens between two updates; 0: one micro-batch

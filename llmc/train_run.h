@@ -21,7 +21,6 @@ C11 that also compiles as C++17.
 #include "noise_trigger.h"
 #include "osci_reset.h"
 #include "recipe.h"
-#include "sampler.h"
 #include "shards.h"
 #include "tokenizer.h"
 #include "train_config.h"
@@ -53,7 +52,6 @@ typedef struct {
     double last_line;           // when the terminal last got one; 0: another text came in between
     double train_seconds;       // spent in updates since start_step
     uint64_t sent_before[NUM_RANKS_KINDS];  // bytes that this rank had sent before the first update
-    float val_loss;             // the latest; NaN before the first
     float* sums[2];             // (own) d_w, d_q of osci_reset.h, if the recipe has that
 } TrainRun;
 
@@ -203,7 +201,6 @@ static inline void run_open(TrainRun* run, const char* program, const char* devi
     size_t batch = (size_t)c->B * (size_t)c->T * sizeof(int);
     run->inputs = (int*)xmalloc(batch, "a batch of tokens");
     run->targets = (int*)xmalloc(batch, "a batch of tokens");
-    run->val_loss = NAN;
     run->progress = c->progress == -1 ? isatty(STDOUT_FILENO) : c->progress;
     tokenizer_open(&run->tokenizer, c->train_data, run->model.V);
     run_print(run, program, device);
@@ -455,7 +452,6 @@ static inline void run_report_resets(TrainRun* run, int step, int64_t resets) {
 }
 
 static inline void run_report_val(TrainRun* run, int step, float val_loss) {
-    run->val_loss = val_loss;
     if (run->ranks.rank > 0) { return; }
     run_end_progress(run);
     run->last_line = 0.0;

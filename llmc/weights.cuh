@@ -7,7 +7,7 @@ rank quantizes each weight from its BF16 copy (linear_update_weight).
                                 ranks agree on before they quantize
     all others                  as BF16, or FP32 under -p fp32
 
-The bits are those of quantize_weight on the whole weight. W^T is transposed, never quantized. Both
+The bits are those of the whole weight quantized at once. W^T is transposed, never quantized. Both
 kinds of weights travel in place, range by range, so there is nothing to pack: the codes of all
 weights lie in one buffer, in the order of the parameters.
 */
@@ -16,7 +16,7 @@ weights lie in one buffer, in the order of the parameters.
 
 #include "device_memory.cuh"
 #include "gpt2.h"
-#include "linear.cuh"
+#include "linear_operands.cuh"
 #include "multi_rank_nccl.cuh"
 #include "weight_ranges.h"
 
@@ -244,8 +244,8 @@ static inline void weights_quantize_coded(const Weights* w, const void* working,
         if (!weights_coded(w, i / NUM_LINEARS)) { continue; }
         CodedWeight c = weights_at(w, working, i / NUM_LINEARS, i % NUM_LINEARS);
         size_t tiles = c.blocks / NVFP4_BLOCK;
-        Nvfp4Rounding rounding = linear_weight_rounding(w->recipe, i / NUM_LINEARS, i % NUM_LINEARS,
-                                                        w->seed);
+        Nvfp4Rounding rounding = recipe_rounding(w->recipe, i / NUM_LINEARS, i % NUM_LINEARS,
+                                                 OPERAND_W, w->seed, 0);
         cudaCheck(cudaMemsetAsync(c.w_q.amax, 0, sizeof(float), stream));
         coded_amax_kernel<<<(unsigned)CEIL_DIV(tiles, WEIGHTS_THREADS), WEIGHTS_THREADS, 0,
                             stream>>>((uint32_t*)c.w_q.amax, c.tile_amax, tiles);

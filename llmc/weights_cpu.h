@@ -97,17 +97,6 @@ static inline void weights_alloc(Weights* w, const Shards* shards, const Recipe*
     }
 }
 
-// How the weight of a layer is rounded, if not to nearest: with other bits in each update.
-static inline Nvfp4Rounding weights_rounding(const Weights* w, int layer, int linear) {
-    Nvfp4Rounding rounding;
-    memset(&rounding, 0, sizeof(rounding));
-    rounding.stochastic = w->recipe->operands[OPERAND_W].rounding == ROUND_STOCHASTIC;
-    rounding.seed = w->seed;
-    rounding.tag = operand_tag(layer, linear, OPERAND_W);
-    rounding.step = (uint32_t)w->recipe->step;
-    return rounding;
-}
-
 // ---------------------------------------------------------------------------------------------
 // Weights that travel as codes
 
@@ -221,7 +210,7 @@ static inline void weights_quantize_coded(const Weights* w) {
     for (int i = 0; i < count; i++) {
         int layer = first + i / NUM_LINEARS, linear = i % NUM_LINEARS;
         CodedWeight c = weights_at(w, layer, linear);
-        coded_quantize(&c, weights_rounding(w, layer, linear));
+        coded_quantize(&c, recipe_rounding(w->recipe, layer, linear, OPERAND_W, w->seed, 0));
     }
     if (count > 0) {
         shards_gather(&w->shards, w->codes, w->ranges.coded, NUM_LINEARS, NVFP4_BLOCK / 2,
@@ -255,7 +244,7 @@ static inline void weights_quantize_plain(const Weights* w, float* scratch) {
         int transposes = dgrad && recipe_transposes_weights(r);
         if (weights_coded(w, layer)) { continue; }
         const float* weight = w->working + gpt2_param_offset(w->specs, param, layer);
-        Nvfp4Rounding rounding = weights_rounding(w, layer, linear);
+        Nvfp4Rounding rounding = recipe_rounding(r, layer, linear, OPERAND_W, w->seed, 0);
         if (recipe_quantizes(r, FPROP, layer, linear) || transposes) {
             weights_make(&q->w_q, weight, of_w, rounding);
         }

@@ -128,6 +128,13 @@ int main(int argc, char** argv) {
     a.A = bench_bf16(most_D);
     a.B = bench_bf16(most_D);
 
+    Quantizer nvfp4;
+    memset(&nvfp4, 0, sizeof(nvfp4));
+    nvfp4.format = FORMAT_NVFP4;
+    AnyAlpha about;
+    memset(&about, 0, sizeof(about));
+    about.factor = quantizer_alpha_factor(&nvfp4, &nvfp4);
+
     cudaDeviceProp device;
     cudaCheck(cudaGetDeviceProperties(&device, 0));
     a.args = bf16_args(8192, 8192, 8192);
@@ -152,7 +159,7 @@ int main(int argc, char** argv) {
             a.args.type_D = product == 2 ? CUDA_R_32F : CUDA_R_16BF;
             a.A_q = quantized(a.A, a.args.M, a.args.K);
             a.B_q = quantized(a.B, a.args.N, a.args.K);
-            quantize_alpha(a.alpha, (int*)a.D, a.A_q.amax, a.B_q.amax, 0, 1, 0);
+            quantize_any_alpha(a.alpha, (int*)a.D, a.A_q.amax, a.B_q.amax, 0, 1, about, 0);
             double bf16 = measure(run_bf16, &a, runs), nvfp4 = measure(run_nvfp4, &a, runs);
             printf("%-14s %-8s %6d %6d %6d   %7.0f %6.1f%%   %9.0f %6.1f%%", shapes[s].name,
                    products[product], a.args.M, a.args.N, a.args.K, bf16, 100.0 * bf16 / ceiling,

@@ -162,9 +162,8 @@ static void layer_make(Linear* l, QuantizedLinear* q, const Recipe* recipe, Line
     memset(l, 0, sizeof(*l));
     memset(q, 0, sizeof(*q));
     l->recipe = recipe;
-    l->L = 1;
     l->seed = 20260301;
-    l->step = 5;
+    l->micro_step = 5;
     l->training = 1;
     l->gemm = &gemm;
     l->conversion = e2m1_arithmetic();

@@ -7,7 +7,7 @@ group` when reading the tile; the tile's amax of the neighbouring group of rows;
 down the columns for the random bytes; the random bytes of one direction used for both; the Hadamard
 transform left out of amax, or of the codes; a limit of 16 rows less, or more; the last columns left
 out of amax; scale bytes in row-major order; fmaxf in place of the maximum over bits (NaN lost);
-alpha as amax_a * (amax_b / 7225344); a later operand overwriting the flag; the next block's scale in
+the next block's scale in
 expand_kernel; in block_amax, no absolute value of the first pair, or of the others, the upper values
 left out, or the last pair; in block_hadamard, a quarter left out, or a pair's values exchanged; the
 pairs of the other column, or a pair in the other order; the tensor scale of x for its transpose, or
@@ -230,46 +230,6 @@ static void test_not_finite(void) {
     free(xT);
 }
 
-static void test_alpha(void) {
-    static const uint32_t bits[] = { 0x00000000u, 0x3f800000u, 0x3fff0000u, 0x401e0000u,
-                                     0x00010000u, 0x1a2b0000u, 0x7f7f0000u, 0x5f810000u,
-                                     0x7f800000u, 0x7fc00000u };
-    enum { COUNT = sizeof(bits) / sizeof(bits[0]) };
-    float* amax_a = device_tensor<float>(1);
-    float* amax_b = device_tensor<float>(1);
-    float* alpha = device_tensor<float>(1);
-    int* nonfinite = device_tensor<int>(1);
-    int wrong_alpha = 0, wrong_flag = 0;
-    for (int i = 0; i < COUNT * COUNT; i++) {
-        float a = bits_float(bits[i / COUNT]), b = bits_float(bits[i % COUNT]), got;
-        int a_bad = !isfinite(a), b_bad = !isfinite(b), flag;
-        double product = (double)a * (double)b;     // FP32 rounds these to infinity and to 0:
-        int lost = product >= 0x1.ffffffp127 || (product > 0.0 && product <= 0x1p-150);
-        int want = a_bad ? 11 : b_bad ? 21 : lost ? 11 : 0;
-        cudaCheck(cudaMemcpy(amax_a, &a, sizeof(float), cudaMemcpyHostToDevice));
-        cudaCheck(cudaMemcpy(amax_b, &b, sizeof(float), cudaMemcpyHostToDevice));
-        cudaCheck(cudaMemset(nonfinite, 0, sizeof(int)));
-        quantize_alpha(alpha, nonfinite, amax_a, amax_b, 10, 20, 0);
-        cudaCheck(cudaMemcpy(&got, alpha, sizeof(float), cudaMemcpyDeviceToHost));
-        cudaCheck(cudaMemcpy(&flag, nonfinite, sizeof(int), cudaMemcpyDeviceToHost));
-        wrong_flag += flag != want;
-        if (want == 0) { wrong_alpha += float_bits(got) != float_bits(nvfp4_alpha(a, b)); }
-    }
-    report(wrong_alpha == 0, "alpha", "%d of %d differ", wrong_alpha, COUNT * COUNT);
-    report(wrong_flag == 0, "not finite: names operand", "%d of %d differ", wrong_flag,
-           COUNT * COUNT);
-
-    float infinite = bits_float(FLOAT_INFINITY_BITS);
-    int flag;
-    cudaCheck(cudaMemset(nonfinite, 0, sizeof(int)));
-    cudaCheck(cudaMemcpy(amax_a, &infinite, sizeof(float), cudaMemcpyHostToDevice));
-    quantize_alpha(alpha, nonfinite, amax_a, amax_a, 30, 31, 0);
-    quantize_alpha(alpha, nonfinite, amax_a, amax_a, 5, 6, 0);
-    cudaCheck(cudaMemcpy(&flag, nonfinite, sizeof(int), cudaMemcpyDeviceToHost));
-    report(flag == 31, "not finite: the first stays", "flag %d, tag %d", flag, flag - 1);
-    device_free_all();
-}
-
 // ---------------------------------------------------------------------------------------------
 
 // Everything that writes codes.
@@ -322,6 +282,5 @@ int main(void) {
         report_skip("by instruction", reason);
     }
     test_not_finite();
-    test_alpha();
     return report_status();
 }

@@ -304,9 +304,8 @@ static void work_tensor(void) {
     Linear l;
     memset(&l, 0, sizeof(l));
     l.recipe = &recipe;
-    l.L = 3;
     l.seed = 5;
-    l.step = 3;
+    l.micro_step = 3;
     l.ranks = &work.ranks;
     l.conversion = work.hardware.conversion;
     l.observe = observe;

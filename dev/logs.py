@@ -69,6 +69,18 @@ def median(values):
     return statistics.median(values) if values and None not in values else None
 
 
+def stayed_finite(steps):
+    return None not in [s["loss"] for s in steps]
+
+
+def losses_of(directory):
+    """Training losses; ends the program if one was not finite."""
+    _, steps, _ = read_log(directory)
+    if not stayed_finite(steps):
+        sys.exit(f"error: {directory} has a loss that is not finite")
+    return [s["loss"] for s in steps]
+
+
 def table(directories):
     rows = []
     for directory in directories:
@@ -76,7 +88,7 @@ def table(directories):
         rows.append({
             "name": os.path.basename(os.path.normpath(directory)),
             "train": mean(s["loss"] for s in steps[-LAST_STEPS:]),
-            "val": evaluations[-1]["val_loss"] if evaluations else None,
+            "val": evaluations[-1]["val_loss"] if evaluations and stayed_finite(steps) else None,
             "speed": median(s["tok_s"] for s in steps),
         })
     baseline = rows[-1]
@@ -96,7 +108,7 @@ def table(directories):
 
 
 def compare(a, b, bound):
-    losses = [[entry["loss"] for entry in read_log(directory)[1]] for directory in (a, b)]
+    losses = [losses_of(directory) for directory in (a, b)]
     if len(losses[0]) != len(losses[1]) or not losses[0]:
         sys.exit(f"error: {a} has {len(losses[0])} steps, {b} has {len(losses[1])}")
     worst = max(abs(x / y - 1) for x, y in zip(*losses))
@@ -110,7 +122,7 @@ def distance(reference, directories):
         _, other_steps, other_evaluations = read_log(directory)
         if len(steps) != len(other_steps) or not steps:
             sys.exit(f"error: {reference} has {len(steps)} steps, {directory} has {len(other_steps)}")
-        squares = [(a["loss"] - b["loss"]) ** 2 for a, b in zip(steps, other_steps)]
+        squares = [(a - b) ** 2 for a, b in zip(losses_of(reference), losses_of(directory))]
         line = f"{os.path.basename(os.path.normpath(directory)):<24} losses off by " \
                f"{statistics.fmean(squares) ** 0.5:.2e} nats (root mean square)"
         if evaluations and other_evaluations:

@@ -49,10 +49,8 @@ quoted() { printf '"%s"' "$(printf '%s' "$1" | sed 's/[\\"]/\\&/g')"; }
 plots=()
 number=0
 for run in "$@"; do
-    case $run in
-        *=*) label=${run%%=*} directory=${run#*=} ;;
-        *)   label=$(basename "$run") directory=$run ;;
-    esac
+    label=$(basename "$run") directory=$run         # the name of a folder may have a = in it
+    if [ ! -e "$run" ] && [[ $run == *=* ]]; then label=${run%%=*} directory=${run#*=}; fi
     python3 "$(dirname "$0")/logs.py" columns "$directory" > "$work/$number"
     color=${colors[$((number % ${#colors[@]}))]}
     plots+=("\"$work/$number\" index 0 with lines lw 1 lc rgb \"#90$color\" notitle")

@@ -18,6 +18,7 @@ Every line is on its way to the disk before the next step begins. C11 that also 
 #define LLMC_LOGGER_H
 
 #include <math.h>
+#include <sys/file.h>
 #include "flags.h"
 #include "utils.h"
 
@@ -40,9 +41,23 @@ typedef struct {
 
 // ---------------------------------------------------------------------------------------------
 
-// Rewrites the log without the lines of steps that the resumed run will do again, and without a
-// last line that was not finished.
-static inline void logger_rewind(const char* path, int step) {
+// Ends the program if another one is writing this log; else none can until the file is closed. (A file
+// system that has no locks is trusted.)
+static inline void logger_lock(FILE* file, const char* path) {
+    check(flock(fileno(file), LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK, "%s: another run is "
+          "writing it; give this one another -o", path);
+}
+
+// Does the line tell what there was after `step` updates, rather than of an update?
+static inline int logger_is_of_state(const char* line, int redone) {
+    return strstr(line, ",\"checkpoint\":{") != NULL || strstr(line, ",\"guards\":{") != NULL
+        || (!redone && strstr(line, ",\"val_loss\":") != NULL);
+}
+
+// Rewrites the log without the lines of updates that the resumed run will do again from `step` on, of
+// its validation after `step` updates if that is `redone`, and without a last line that was not
+// finished.
+static inline void logger_rewind(const char* path, int step, int redone) {
     FILE* old = fopen(path, "rb");
     if (old == NULL) { return; }
     FILE* kept = file_create(path);
@@ -52,7 +67,8 @@ static inline void logger_rewind(const char* path, int step) {
     while ((length = getline(&line, &capacity, old)) > 0) {
         int line_step = -1;             // the lines of a run have no step, they stay
         sscanf(line, "{\"step\":%d", &line_step);
-        if (line[length - 1] == '\n' && line_step < step) {
+        int keeps = line_step < step || (line_step == step && logger_is_of_state(line, redone));
+        if (line[length - 1] == '\n' && keeps) {
             file_write(line, (size_t)length, kept, path);
         }
     }
@@ -62,14 +78,17 @@ static inline void logger_rewind(const char* path, int step) {
 }
 
 // directory "" means no log. resume_step is the first step of a resumed run, -1 for a new one,
-// which leaves an older log in log.previous.jsonl.
-static inline void logger_open(Logger* logger, const char* directory, int resume_step) {
+// which leaves an older log in log.previous.jsonl. validates: a resumed run begins with a validation.
+static inline void logger_open(Logger* logger, const char* directory, int resume_step,
+                               int validates) {
     logger->file = NULL;
     if (directory[0] == '\0') { return; }
     directory_create(directory);
     path_format(logger->path, "%s/log.jsonl", directory);
+    FILE* older = fopen(logger->path, "rb");
+    if (older != NULL) { logger_lock(older, logger->path); }
     if (resume_step >= 0) {
-        logger_rewind(logger->path, resume_step);
+        logger_rewind(logger->path, resume_step, validates);
     } else {
         char previous[PATH_BYTES];
         path_format(previous, "%s/log.previous.jsonl", directory);
@@ -78,6 +97,8 @@ static inline void logger_open(Logger* logger, const char* directory, int resume
     }
     logger->file = fopen(logger->path, "ab");
     check(logger->file != NULL, "cannot write %s: %s", logger->path, strerror(errno));
+    logger_lock(logger->file, logger->path);
+    if (older != NULL) { fclose(older); }
 }
 
 static inline void logger_end_line(Logger* logger) {

@@ -131,9 +131,15 @@ static inline const char* ranks_flag(int argc, char** argv, const char* name) {
     return "";
 }
 
+// The value of a variable that a launcher sets to a number; 0 if it is not set.
 static inline int ranks_environment(const char* name) {
     const char* value = getenv(name);
-    return value == NULL ? 0 : atoi(value);
+    if (value == NULL) { return 0; }
+    char* end;
+    long number = strtol(value, &end, 10);
+    check(end != value && *end == '\0' && number >= 0 && number <= INT_MAX, "%s='%s' is no number from "
+          "0 up", name, value);
+    return (int)number;
 }
 
 // Rank and size as the launcher has set them, and where the ranks meet: `meet` gets the address, ""
@@ -164,6 +170,9 @@ static inline void ranks_find(Ranks* r, char* meet, size_t meet_bytes) {
         r->local_rank = getenv("LOCAL_RANK") != NULL ? ranks_environment("LOCAL_RANK") : r->rank;
         check(r->rank >= 0 && r->rank < r->size && r->local_rank >= 0,
               "RANK=%d and LOCAL_RANK=%d of WORLD_SIZE=%d", r->rank, r->local_rank, r->size);
+        check(port == NULL || (ranks_environment("MASTER_PORT") >= 1
+                               && ranks_environment("MASTER_PORT") < 65535), "MASTER_PORT=%s should be "
+              "1 to 65534: the next port is used, too", port);
         if (master != NULL && port != NULL) { snprintf(meet, meet_bytes, "%s:%s", master, port); }
         return;
     } else {

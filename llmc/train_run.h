@@ -206,6 +206,11 @@ static inline void run_open(TrainRun* run, const char* program, const char* devi
     run_print(run, program, device);
 }
 
+// Is it time, after `step` updates, for what happens every so many of them, and at the end?
+static inline int run_is_due(const TrainRun* run, int every, int step) {
+    return every > 0 && (step % every == 0 || step == run->num_steps);
+}
+
 // ---------------------------------------------------------------------------------------------
 // Checkpoints and log. params, m, v (run->shards.own) lie in host memory.
 
@@ -284,7 +289,8 @@ static inline void run_start_log(TrainRun* run, const char* program, const char*
     info.first_step = run->start_step;
     info.num_steps = run->num_steps;
     info.ranks = run->ranks.size;
-    logger_open(&run->log, run->ranks.rank == 0 ? run->config.output_dir : "", run->checkpoint);
+    logger_open(&run->log, run->ranks.rank == 0 ? run->config.output_dir : "", run->checkpoint,
+                run_is_due(run, run->config.val_every, run->start_step));
     logger_run(&run->log, run->flags, TRAIN_NUM_FLAGS, &info);
 }
 
@@ -300,10 +306,6 @@ static inline void run_close(TrainRun* run) {
 
 // ---------------------------------------------------------------------------------------------
 // When
-
-static inline int run_is_due(const TrainRun* run, int every, int step) {
-    return every > 0 && (step % every == 0 || step == run->num_steps);
-}
 
 static inline int run_saves(const TrainRun* run, int step) {
     return step > run->start_step && run_is_due(run, run->config.checkpoint_every, step);
@@ -391,6 +393,7 @@ static inline void run_report_guards(TrainRun* run, int step) {
     if (!end) { return; }
     run_end_progress(run);
     run->last_line = 0.0;
+    if (run->start_step > 0) { printf("since step %d:\n", run->start_step); }
     guards_print(stdout, run->guards);
 }
 
@@ -404,9 +407,10 @@ static inline void run_report_step(TrainRun* run, int step, float loss, float no
     run->train_seconds += ms * 1e-3;
     logger_step(&run->log, step, loss, norm, lr, ms, tok_s,
                 joules * (double)run_tokens_per_step(run));
-    check(isfinite(loss) && isfinite(norm), "step %d: loss %g and gradient norm %g are not finite; "
-          "the checkpoints written before are good; try a lower -l, or the recipe with more tail=",
-          step, loss, norm);
+    check(isfinite(loss) && isfinite(norm), "step %d: loss %g and gradient norm %g are not finite. "
+          "Try a lower -l, or the recipe with more tail=, as a new run with another -o; -e DIR/model_"
+          "STEP.bin begins with the weights of a checkpoint. The newest one may have diverged already: "
+          "look at the losses before it", step, loss, norm);
     run_report_alarms(run, step, loss);
     double now = seconds_now();
     int last = step + 1 == run->num_steps;

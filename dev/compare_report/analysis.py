@@ -202,7 +202,7 @@ def conditions(run):
     if run.flags.get("-v"):
         found.update({"validation data": run.info.get("val_data"), "-vt": run.flags.get("-vt")})
     found.update({name: run.flags.get(name)
-                  for name in ("-t", "-k", "-l", "-u", "-q", "-c", "-gc", "-amax")})
+                  for name in ("-e", "-t", "-k", "-l", "-u", "-q", "-c", "-gc", "-amax")})
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -426,9 +426,9 @@ def compare(runs, baseline="bf16", force=False, price=None):
     recipes = {name: compare_recipe(group, base, shorter, rows[name], rows[baseline])
                for name, group in groups.items() if name != baseline}
     borrow_intervals(recipes)
-    finals = {}
+    finals, final_steps = {}, {}
     for name, group in groups.items():
-        step = last_common_step(usable(group).values())
+        step = final_steps[name] = last_common_step(usable(group).values())
         finals[name] = [] if step is None else [run.evaluations[step]
                                                 for run in usable(group).values()]
     noise, df = pooled(finals.values())
@@ -436,7 +436,8 @@ def compare(runs, baseline="bf16", force=False, price=None):
         "format": "compare 1", "baseline": baseline, "confidence": CONFIDENCE, "price": price,
         "conditions": conditions(next(iter(base.values()))), "warnings": warnings,
         "losses": {name: {"mean": statistics.fmean(x) if x else None, "seeds": x,
-                          "deviation": deviation(x)} for name, x in finals.items()},
+                          "deviation": deviation(x), "step": final_steps[name]}
+                   for name, x in finals.items()},
         "noise": {"deviation": noise, "degrees_of_freedom": df},
         "baseline_measures": mean_measures(rows[baseline]), "recipes": recipes,
         "gap_curves": {name: gap_curve(group, base) for name, group in groups.items()

@@ -219,6 +219,8 @@ def headline(name, r, baseline):
                    "so it is " + ("worse" if low > 0 else "better"))
         sentence += (f" ({100 * CONFIDENCE:.0f} % interval {low:+.4f} to {high:+.4f}, {seeds}, "
                      f"{verdict})")
+    elif compared["method"] == "different seeds":
+        sentence += " (different seeds: no interval, and data in another order)"
     else:
         sentence += f" ({seeds}: no interval, so nobody knows whether this is noise)"
     if r["relative"] is not None:
@@ -240,9 +242,12 @@ def headline(name, r, baseline):
 
 def loss_table(c):
     rows = []
+    steps = ({losses["step"] for losses in c["losses"].values()}
+             | {r["step"] for r in c["recipes"].values()}) - {None}
     for name, losses in c["losses"].items():
         r = c["recipes"].get(name)
-        row = [name, str(len(losses["seeds"])), text(losses["mean"], ".4f"),
+        of_step = f" (step {losses['step']})" if len(steps) > 1 and losses["seeds"] else ""
+        row = [name, str(len(losses["seeds"])), text(losses["mean"], ".4f") + of_step,
                text(losses["deviation"], ".4f")]
         if r:
             borrowed = r["val"] and r["val"].get("borrowed")

@@ -182,7 +182,7 @@ def add_run_line(run, info):
     if run.info and first in run.steps:
         run.notes.append(f"resumed from step {first}, having been at {max(run.steps) + 1}")
     run.steps = {s: step for s, step in run.steps.items() if s < first}
-    run.evaluations = {s: loss for s, loss in run.evaluations.items() if s < first}
+    run.evaluations = {s: loss for s, loss in run.evaluations.items() if s <= first}
     run.alarms = run.alarms and [alarm for alarm in run.alarms if alarm["step"] < first]
     run.info = dict(run.info or info, recipe=info.get("recipe"))
     run.flags = dict(run.flags or flags, **{"-p": flags.get("-p")})

@@ -150,13 +150,14 @@ def start(job, program, lane):
     print(f"{job.title}: starts" + (f" on GPU {lane}" if lane is not None else ""), flush=True)
 
 
-def last_line(path):
+def last_line(path, begins=""):
+    """The last line of a file that begins so; the last one if none does; "" without a file."""
     try:
         with open(path, "rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - 2000))
             lines = file.read().decode("utf-8", "replace").replace("\r", "\n").strip().split("\n")
-            return lines[-1].strip()
+            return ([line for line in lines if line.startswith(begins)] or lines)[-1].strip()
     except OSError:
         return ""
 
@@ -168,8 +169,8 @@ def output_line(job):
 
 def finish(job):
     """True if the trainer has ended well; says how it ended."""
-    line = output_line(job)
     status = job.process.wait()
+    line = last_line(os.path.join(job.directory, "output.txt"), "step " if status == 0 else "")
     print(f"{job.title}: " + (line if status == 0 else f"ended with status {status}: {line}"),
           flush=True)
     return status == 0

@@ -14,7 +14,7 @@ rates, the run's own end left out, a shorter run's start taken for its end, shor
 better recipe unnoticed; spikes at 3 deviations or a wrong factor, neighbours apart, spikes run
 together, a new level for ever; divergence held against the start; not finite runs in gaps; price of
 one GPU, joules an update, power without the first update, norms clipped, mean speed, 12 L C T, one
-rank's peak, B200 for GB200; data, -vt, -k, tokens of an update unchecked, -b checked, force
+rank's peak, B200 for GB200; data, -e, -vt, -k, tokens of an update unchecked, -b checked, force
 ignored, a seed twice; resuming one step early, evaluations and steps kept over a resume, NaN taken,
 a cut line called rubbish, finished without evaluation, checkpoints unseen, '=' in a directory; ids
 that clash, a range taken for a number at an unfinished recipe's end, lengths of seeds that the recipe
@@ -444,10 +444,10 @@ def test_bad_logs(work):
                 (39, ["line 11 is not JSON and was left out"]))
     run = reread("\n".join(lines).replace('"val_loss": 4.0', '"val_loss": NaN', 1))
     check_equal(wrong, "NaN", (run.evaluations[0], run.first_not_finite), (None, 0))
-    # resumed: steps 20 and on are done again, better; with and without the rewinding of the trainer
+    # resumed: steps 20 and on are done again, better; the validation after 20 updates not or again
     again = [lines[0].replace('"first_step": 0', '"first_step": 20')] + [
         line.replace("4.0", "3.0") for line in lines[22:]]
-    for name, resumed, halfway in (("resumed", lines[:30] + again[:1] + again[2:], {}),
+    for name, resumed, halfway in (("resumed", lines[:30] + again[:1] + again[2:], {20: 4.0}),
                                    ("repeated", lines[:30] + again[1:], {20: 3.0})):
         run = reread("\n".join(resumed))
         check_equal(wrong, f"{name}, losses", [run.steps[s]["loss"] for s in (19, 20, 21, 39)],
@@ -482,7 +482,8 @@ def test_refusals(work):
              "validation data 99, not 22": dict(val_data="99"), "-l 0.01, not 0.001": {"-l": 0.01},
              "tokens of an update 1024, not 512": {"-d": 1024}, "steps 60, not 400": dict(steps=60),
              "parameters 5, not 1000": dict(num_parameters=5), "-k wsd, not cosine": {"-k": "wsd"},
-             "-vt 640, not 6400": {"-vt": 640}}
+             "-vt 640, not 6400": {"-vt": 640},
+             "-e runs/model_00000060.bin, not ": {"-e": "runs/model_00000060.bin"}}
     wrong = []
     for number, (message, change) in enumerate(cases.items()):
         other = write_log(os.path.join(work, f"o{number}"), "nvfp4", 1, **change)
@@ -505,7 +506,8 @@ def test_refusals(work):
              "no log.jsonl": ("--logs", os.path.join(work, "no")),
              "-x has no meaning": ("--logs", base, "-x", "5"), "no option --lgos": ("--lgos", base),
              "neither an option": ("bf16",), "not a number": ("--logs", base, "--price", "free"),
-             "-p RECIPE": ("-x", "5"), "needs a value": ("--logs", base, "--price"),
+             "-p RECIPE": ("-x", "5"),
+             "shares of -x below 1": ("-p", "bf16", "-x", "5", "--lengths", "1.5"), "needs a value": ("--logs", base, "--price"),
              "Python 3.11" if sys.version_info < (3, 11) else "No such file": ("no.toml",)}
     for message, given in words.items():
         status, _, errors = run_compare(*given, "-o", work, "--no-plots")

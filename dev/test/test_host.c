@@ -714,25 +714,33 @@ static void test_tokenizer(void) {
 
 static void open_log(const char* directory) {
     Logger log;
-    logger_open(&log, in_workplace(directory), -1);
+    logger_open(&log, in_workplace(directory), -1, 0);
 }
 
 // Writes into a log while no file may grow beyond a few bytes, as on a full disk.
 static void write_full_log(const char* directory) {
     struct rlimit limit = { 10, 10 };
     Logger log;
-    logger_open(&log, in_workplace(directory), -1);
+    logger_open(&log, in_workplace(directory), -1, 0);
     signal(SIGXFSZ, SIG_IGN);
     setrlimit(RLIMIT_FSIZE, &limit);
     logger_val(&log, 1, 2.0f);
 }
 
-// Fails with: `line_step <= step` when rewinding; an unfinished line kept; lines without a step
+// Fails with: `line_step <= step` when rewinding, or what a checkpoint's step ended with dropped; no
+// lock; an unfinished line kept; lines without a step
 // dropped; the older log not renamed; NaN written as nan; quotes, backslashes or control characters
 // not escaped; ferror and fflush ignored.
+static void open_log_again(const char* directory) {
+    Logger one, other;
+    logger_open(&one, in_workplace(directory), -1, 0);
+    logger_val(&one, 1, 2.0f);
+    logger_open(&other, in_workplace(directory), 1, 0);
+}
+
 static void test_logger(void) {
     Logger log;
-    logger_open(&log, in_workplace("run/log"), -1);
+    logger_open(&log, in_workplace("run/log"), -1, 0);
     logger_step(&log, 0, 5.5f, NAN, 6e-4f, 12.5, 100000.0, 210.5);
     logger_val(&log, 10, 3.25f);
     logger_step(&log, 10, 3.0f, 1.0f, 0.5f, 12.5, 8.0, NAN);
@@ -756,7 +764,7 @@ static void test_logger(void) {
     FILE* file = fopen(path, "ab");
     fprintf(file, "{\"run\":{}}\n{\"step\":8,\"lo");      // the second line was cut off by a crash
     fclose(file);
-    logger_open(&log, in_workplace("run/log"), 10);
+    logger_open(&log, in_workplace("run/log"), 10, 1);
     logger_val(&log, 10, 4.0f);
     logger_close(&log);
     snprintf(wanted, sizeof(wanted), "%s%s%s{\"run\":{}}\n{\"step\":10,\"val_loss\":4}\n", first,
@@ -764,12 +772,21 @@ static void test_logger(void) {
     report(file_equals(path, wanted) && !file_exists(in_workplace("run/log/log.jsonl.tmp")),
            "log resume", "keeps what came before the resumed step");
 
-    logger_open(&log, in_workplace("run/log"), -1);
+    logger_open(&log, in_workplace("run/log"), 10, 0);      // a resumed run without validation
+    logger_checkpoint(&log, 10, 5, 0.5);
+    logger_step(&log, 10, 3.0f, 1.0f, 0.5f, 12.5, 8.0, NAN);
+    logger_close(&log);
+    logger_open(&log, in_workplace("run/log"), 10, 0);
+    logger_close(&log);
+    strcat(wanted, "{\"step\":10,\"checkpoint\":{\"bytes\":5,\"seconds\":0.5}}\n");
+    report(file_equals(path, wanted), "log of a finished run", "resumed: nothing is lost");
+
+    logger_open(&log, in_workplace("run/log"), -1, 0);
     logger_close(&log);
     report(file_equals(path, "") && file_equals(in_workplace("run/log/log.previous.jsonl"), wanted),
            "log of a new run", "begins empty, the older one is kept beside it");
 
-    logger_open(&log, "", -1);
+    logger_open(&log, "", -1, 0);
     logger_step(&log, 0, 1.0f, 1.0f, 1.0f, 1.0, 1.0, NAN);
     logger_val(&log, 0, 1.0f);
     logger_close(&log);
@@ -781,7 +798,7 @@ static void test_logger(void) {
     c.output_dir = "a \"b\"\\\n";
     RunInfo info = { "program", "abc123", "a \"GPU\"", "nvfp4", 1, 0xffffffffffffffffu, 99, 0, 50,
                      1 };
-    logger_open(&log, in_workplace("run/json"), -1);
+    logger_open(&log, in_workplace("run/json"), -1, 0);
     logger_run(&log, flags, TRAIN_NUM_FLAGS, &info);
     logger_close(&log);
     size_t bytes = 0;
@@ -803,6 +820,8 @@ static void test_logger(void) {
     report_bad_cases("log unwritable", open_log, unwritable, 2);
     report(fails_with("cannot write", write_full_log, "run/full"), "log on a full disk",
            "is an error");
+    report(fails_with("another run is writing it", open_log_again, "run/twice"), "two runs, one log",
+           "the second one ends");
 }
 
 // ---------------------------------------------------------------------------------------------

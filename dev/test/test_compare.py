@@ -507,7 +507,8 @@ def test_refusals(work):
              "-x has no meaning": ("--logs", base, "-x", "5"), "no option --lgos": ("--lgos", base),
              "neither an option": ("bf16",), "not a number": ("--logs", base, "--price", "free"),
              "-p RECIPE": ("-x", "5"),
-             "shares of -x below 1": ("-p", "bf16", "-x", "5", "--lengths", "1.5"), "needs a value": ("--logs", base, "--price"),
+             "shares of -x below 1": ("-p", "bf16", "-x", "5", "--lengths", "1.5"),
+             "needs a value": ("--logs", base, "--price"),
              "Python 3.11" if sys.version_info < (3, 11) else "No such file": ("no.toml",)}
     for message, given in words.items():
         status, _, errors = run_compare(*given, "-o", work, "--no-plots")

@@ -8,9 +8,9 @@
 # Fails with, planted in first_blackwell_run.sh: 20 times the noise allowed; D without its root; the
 # last pair's D for the largest; a loss of null taken for a number; every error of -g fp4 taken for
 # a missing FP4; Hopper taken for Blackwell; an unused FP4 path, a warning, a crash or a missing
-# program overlooked; the end at the first failure; another GPU than that which is compiled for; -g fp4 where only some products have FP4; the
-# first steps counted; half micro-batches for quarters; a time-out not named; no logs packed; no
-# report when interrupted.
+# program overlooked; the end at the first failure; another GPU than that which is compiled for; -g
+# fp4 where only some products have FP4; the first steps counted; half micro-batches for quarters; a
+# time-out not named; no logs packed; no report when interrupted.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 . dev/test/report.sh
@@ -188,7 +188,8 @@ END
 # a_run WORD...: one run of the script with these words in the case file. Its status in $status,
 # what it printed in $tree/printed, its report in $report.
 a_run() {
-    rm -rf "$tree/out" "$tree/build" "$tree/train_gpt2_nvfp4" "$tree/test_gpt2" "$tree/trained" "$tree/visible"
+    rm -rf "$tree/out" "$tree/build" "$tree/train_gpt2_nvfp4" "$tree/test_gpt2"
+    rm -f "$tree/trained" "$tree/visible"
     printf '%s\n' "$@" > "$tree/case"
     PATH="$tree/bin:$PATH" "$tree/dev/first_blackwell_run.sh" "$tree/out" > "$tree/printed" 2>&1
     status=$?
@@ -315,7 +316,8 @@ a_run small
 says "little memory" '^train nvfp4 emulated 2 .*/emulated_quarter$' "$tree/trained"
 
 a_run shared
-says "memory of the CPU" "^\\| memory, .* \\| $(awk '/^MemTotal/ { print int($2 / 2048) }' /proc/meminfo) MiB" "$report"
+half=$(awk '/^MemTotal/ { print int($2 / 2048) }' /proc/meminfo)
+says "memory of the CPU" "^\\| memory, .* \\| $half MiB" "$report"
 
 # The first GPU is too old: all parts run on the second
 a_run two

@@ -727,10 +727,7 @@ static void write_full_log(const char* directory) {
     logger_val(&log, 1, 2.0f);
 }
 
-// Fails with: `line_step <= step` when rewinding, or what a checkpoint's step ended with dropped; no
-// lock; an unfinished line kept; lines without a step
-// dropped; the older log not renamed; NaN written as nan; quotes, backslashes or control characters
-// not escaped; ferror and fflush ignored.
+// Two runs that write one log.
 static void open_log_again(const char* directory) {
     Logger one, other;
     logger_open(&one, in_workplace(directory), -1, 0);
@@ -738,6 +735,9 @@ static void open_log_again(const char* directory) {
     logger_open(&other, in_workplace(directory), 1, 0);
 }
 
+// Fails with: `line_step <= step` when rewinding, or what a checkpoint's step ended with dropped; no
+// lock; an unfinished line kept; lines without a step dropped; the older log not renamed; NaN written as
+// nan; quotes, backslashes or control characters not escaped; ferror and fflush ignored.
 static void test_logger(void) {
     Logger log;
     logger_open(&log, in_workplace("run/log"), -1, 0);

@@ -91,5 +91,6 @@ fi
 
 if have_gpu && ! have_nvcc; then
     echo "setup: there is an NVIDIA GPU but no nvcc, so the CPU program will be used. For the GPU program,"
-    echo "       install the CUDA toolkit 12.8 or newer (12.9 for B300 and DGX Spark): https://developer.nvidia.com/cuda-downloads"
+    echo "       install the CUDA toolkit 12.8 or newer (12.9 for B300 and DGX Spark):"
+    echo "       https://developer.nvidia.com/cuda-downloads"
 fi

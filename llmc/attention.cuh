@@ -5,8 +5,8 @@ Causal self-attention, forward and backward. For each of B*NH heads, with Q, K, 
     P = softmax of each row of S, over the keys up to the query
     O = P V
 
-S and P are (T,T): at T = 1024 and HS = 64 each is sixteen times as large as Q, and moving them to memory and
-back takes longer than computing them. Flash attention (Dao et al., arXiv 2205.14135 and 2307.08691)
+S and P are (T,T): at T = 1024 and HS = 64 each is sixteen times as large as Q, and moving them to
+memory and back takes longer than computing them. Flash attention (Dao et al., arXiv 2205.14135 and 2307.08691)
 never stores them. A block of threads owns some queries and streams the keys and values through
 shared memory, one tile at a time:
 

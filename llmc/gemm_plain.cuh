@@ -1,6 +1,7 @@
 /*
 Matrix products in the formats that every supported GPU multiplies: BF16 and FP32. The products
-that the recipe leaves in high precision come here, and the emulated products of quantized operands after expansion.
+that the recipe leaves in high precision come here, and the emulated products of quantized operands
+after expansion.
 
 Multiplied by cuBLASLt: sums in FP32, one rounding when D is stored. FP32 inputs are multiplied as
 FP32, never as TF32. What cuBLASLt needs to know about a product, above all which of its kernels to

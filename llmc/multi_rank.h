@@ -32,6 +32,7 @@ starts them. C11 that also compiles as C++17.
 #ifndef LLMC_MULTI_RANK_H
 #define LLMC_MULTI_RANK_H
 
+#include <limits.h>
 #include <sched.h>
 #include "multi_rank_tcp.h"
 #include "utils.h"

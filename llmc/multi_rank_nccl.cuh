@@ -3,8 +3,8 @@ The collectives of multi_rank.h on device pointers and a stream: NCCL moves the 
 one of which each rank has. Tested on the CPU, on a model of NCCL (dev/test/nccl_model.c), and with 2
 and 4 GPUs of one host (dev/gpu_ranks.sh); not yet run on several hosts.
 
-NCCL is started by the Ranks, which MPI or sockets connect; settings, scalars and checkpoints still travel
-through those. With one rank every function here returns at once, and nothing needs NCCL. Without it
+NCCL is started by the Ranks, which MPI or sockets connect; settings, scalars and checkpoints still
+travel through those. With one rank every function here returns at once, and nothing needs NCCL. Without it
 (no -DLLMC_NCCL, the Makefile knows) programs build and run alone.
 
 A collective is a group of calls that NCCL launches together:

@@ -27,7 +27,8 @@ C11 that also compiles as C++17.
 #include "recipe.h"
 
 // Measured is every 200th of the run, but not more often than every 10 updates: it costs one more
-// micro-batch in the C program, two in the CUDA program. A function of the step alone, so a resumed run measures when the other would have.
+// micro-batch in the C program, two in the CUDA program. A function of the step alone, so a resumed run
+// measures when the other would have.
 static inline int noise_trigger_due(const Recipe* r, int num_steps, int step) {
     int every = num_steps / 200 > 10 ? num_steps / 200 : 10;
     return recipe_waits(r) && step > 0 && step % every == 0;

@@ -216,7 +216,8 @@ HOST_DEVICE static inline size_t nvfp4_scale_offset(size_t row, size_t block, si
 // How to quantize
 
 // Which random bytes a matrix draws. `tag` tells which operand of the model it is (operand_tag in
-// recipe.h), so that no two share numbers; `step` counts micro-batches over the whole run, or, for W, updates.
+// recipe.h), so that no two share numbers; `step` counts micro-batches over the whole run, or, for W,
+// updates.
 typedef struct {
     int stochastic;             // 0: to nearest, and the rest is not read
     uint64_t seed;

@@ -255,7 +255,7 @@ static inline void linear_forward(float* out, const float* inp, const float* wei
         linear_quantize(l->a, inp, N, C, OPERAND_X, amax_x, l);
         uint32_t amax_w = linear_expand_weight(l->b, &l->weight->w_q, OPERAND_W, l);
         linear_gemm(FPROP, out, l->a, l->b, amax_x, amax_w, 1.0f, N, OC, C, 0.0f, l);
-        round_to(base, out, (size_t)N * (size_t)OC);  // the quantized GEMM stores BF16; bias comes after
+        round_to(base, out, (size_t)N * (size_t)OC);  // such a GEMM stores BF16; bias comes after
     } else {
         gemm_cpu(out, inp, weight, N, OC, C, 0, 1, 1.0f, 0.0f);
     }

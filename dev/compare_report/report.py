@@ -477,6 +477,7 @@ def curves(runs):
 
 def write_files(directory, files):
     """files: {name: text}; returns their paths. A file is replaced when the new one is complete."""
+    path = directory
     try:
         os.makedirs(directory, exist_ok=True)
         for name, written in files.items():
@@ -485,7 +486,7 @@ def write_files(directory, files):
                 file.write(written)
             os.replace(path + ".tmp", path)
     except OSError as error:
-        raise ReportError(f"{error.filename}: {error.strerror}") from None
+        raise ReportError(f"{error.filename or path}: {error.strerror}") from None
     return [os.path.join(directory, name) for name in files]
 
 

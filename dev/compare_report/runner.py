@@ -205,7 +205,7 @@ def train(jobs, program, lanes):
                 show(running, len(waiting))
                 next_status = time.monotonic() + STATUS_SECONDS
     except OSError as error:
-        raise ReportError(f"{program}: {error.strerror}") from None
+        raise ReportError(f"{error.filename or program}: {error.strerror}") from None
     finally:                # interrupted: no trainer is left behind
         for job in running:
             if job.process:

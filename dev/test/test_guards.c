@@ -232,6 +232,7 @@ static Trained* train(const char* arguments, void (*plant)(GPT2* model, int step
         t->losses[step] = train_step(&t->model, run, step, 2e-3f, &norm);
         run_report_step(run, step, t->losses[step], norm, 2e-3f, 1.0, NAN, NAN);
     }
+    logger_close(&run->log);
     output_to(NULL);
     t->output = file_text(path);
     path_format(path, "%s/log.jsonl", directory);

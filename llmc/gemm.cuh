@@ -149,9 +149,7 @@ static inline void gemm_quantized(Gemm* g, void* D, GemmResult result, const Nvf
 // The same for NVFP4, which is one format to a GEMM, whatever the recipe.
 static inline void gemm_nvfp4(Gemm* g, void* D, GemmResult result, const Nvfp4Matrix* A,
                               const Nvfp4Matrix* B, const float* alpha, cudaStream_t stream) {
-    Quantizer q;
-    memset(&q, 0, sizeof(q));
-    q.format = FORMAT_NVFP4;
+    Quantizer q = quantizer_nvfp4(0);
     gemm_quantized(g, D, result, A, &q, B, &q, alpha, stream);
 }
 

@@ -469,6 +469,14 @@ typedef struct {
     Quantizer source;
 } AnyAlpha;
 
+// Of operands that were both made from tensors.
+static inline AnyAlpha any_alpha(const Quantizer* a, const Quantizer* b) {
+    AnyAlpha about;
+    memset(&about, 0, sizeof(about));
+    about.factor = quantizer_alpha_factor(a, b);
+    return about;
+}
+
 static __global__ void any_alpha_kernel(float* alpha, int* nonfinite, const float* amax_a,
                                         const float* amax_b, int tag_a, int tag_b, AnyAlpha about) {
     float a = *amax_a, b = *amax_b;

@@ -81,6 +81,15 @@ static inline int quantizer_is_plain_nvfp4(const Quantizer* q) {
         && !q->unbiased && !q->paper_order;
 }
 
+// NVFP4 to nearest, in 1x16 blocks or 16x16 tiles.
+static inline Quantizer quantizer_nvfp4(int tile) {
+    Quantizer q;
+    memset(&q, 0, sizeof(q));
+    q.format = FORMAT_NVFP4;
+    q.tile = tile;
+    return q;
+}
+
 // ---------------------------------------------------------------------------------------------
 // Formats
 

@@ -221,9 +221,7 @@ static inline int self_test_product_alpha(SelfTest* t, SelfTestProduct* c, const
     int* nonfinite = (int*)cuda_malloc(sizeof(int), "the self-test");
     cudaCheck(cudaMemset(nonfinite, 0, sizeof(int)));
     c->alpha = (float*)cuda_malloc(sizeof(float), "the self-test");
-    AnyAlpha about;
-    memset(&about, 0, sizeof(about));
-    about.factor = quantizer_alpha_factor(&kind->A, &kind->B);
+    AnyAlpha about = any_alpha(&kind->A, &kind->B);
     c->alpha_cpu = quantizer_alpha(*c->A.want.amax, *c->B.want.amax, about.factor);
     quantize_any_alpha(c->alpha, nonfinite, c->A.device.amax, c->B.device.amax, 0, 1, about,
                        t->stream);

@@ -314,15 +314,6 @@ static inline int self_test_hash(SelfTest* t, const Nvfp4Matrix* got /* host */,
     return 1;
 }
 
-// A quantizer of the base recipe; how it rounds is said elsewhere.
-static inline Quantizer self_test_nvfp4(int tile) {
-    Quantizer q;
-    memset(&q, 0, sizeof(q));
-    q.format = FORMAT_NVFP4;
-    q.tile = tile;
-    return q;
-}
-
 // After the device: what the tests spoil, what C makes of the same source, and is it the same?
 static inline int self_test_matrix(SelfTest* t, SelfTestPair* p, const float* source, Quantizer q,
                                    Nvfp4Rounding rounding, const char* name) {
@@ -368,8 +359,8 @@ static inline int self_test_activation(SelfTest* t, SelfTestPair* p, SelfTestPai
                         roundingT, t->conversion, t->stream);
     float* xT = (float*)xmalloc((size_t)rows * cols * sizeof(float), "the self-test");
     hadamard_transpose(xT, x, rows, cols, hadamard);
-    int right = self_test_matrix(t, p, x, self_test_nvfp4(0), rounding, name) &&
-                self_test_matrix(t, pT, xT, self_test_nvfp4(0), roundingT, nameT);
+    int right = self_test_matrix(t, p, x, quantizer_nvfp4(0), rounding, name) &&
+                self_test_matrix(t, pT, xT, quantizer_nvfp4(0), roundingT, nameT);
     free(xT);
     return right;
 }
@@ -382,8 +373,8 @@ static inline int self_test_weight(SelfTest* t, SelfTestPair* p, SelfTestPair* p
     quantize_weight(&p->device, &pT->device, w_device, rows, cols, 1, t->conversion, t->stream);
     float* wT = (float*)xmalloc((size_t)rows * cols * sizeof(float), "the self-test");
     hadamard_transpose(wT, w, rows, cols, 0);
-    int right = self_test_matrix(t, p, w, self_test_nvfp4(1), nearest, self_test_operands[W]) &&
-                self_test_matrix(t, pT, wT, self_test_nvfp4(1), nearest, self_test_operands[WT]);
+    int right = self_test_matrix(t, p, w, quantizer_nvfp4(1), nearest, self_test_operands[W]) &&
+                self_test_matrix(t, pT, wT, quantizer_nvfp4(1), nearest, self_test_operands[WT]);
     free(wT);
     return right;
 }
@@ -464,12 +455,8 @@ static inline int self_test_alpha(SelfTest* t) {
     int* nonfinite = (int*)(alpha + 2);
     cudaCheck(cudaMemcpy(amax, amaxes, sizeof(amaxes), cudaMemcpyHostToDevice));
     cudaCheck(cudaMemset(nonfinite, 0, sizeof(flags)));
-    Quantizer nvfp4;
-    memset(&nvfp4, 0, sizeof(nvfp4));
-    nvfp4.format = FORMAT_NVFP4;
-    AnyAlpha about;
-    memset(&about, 0, sizeof(about));
-    about.factor = quantizer_alpha_factor(&nvfp4, &nvfp4);
+    Quantizer nvfp4 = quantizer_nvfp4(0);
+    AnyAlpha about = any_alpha(&nvfp4, &nvfp4);
     quantize_any_alpha(alpha, nonfinite, amax, amax + 1, 10, 20, about, t->stream);
     quantize_any_alpha(alpha + 1, nonfinite + 1, amax, amax + 2, 10, 20, about, t->stream);
     cudaCheck(cudaStreamSynchronize(t->stream));
@@ -506,10 +493,7 @@ static inline int self_test_expansion(SelfTest* t, int aligned) {
     cudaCheck(cudaMemcpy(p.device.codes, p.got.codes, p.bytes, cudaMemcpyHostToDevice));
     size_t bytes = ROWS * COLS * sizeof(uint16_t);
     __nv_bfloat16* x = (__nv_bfloat16*)cuda_malloc(bytes, "the self-test");
-    Quantizer nvfp4;
-    memset(&nvfp4, 0, sizeof(nvfp4));
-    nvfp4.format = FORMAT_NVFP4;
-    if (aligned) { quantize_any_expand(x, &p.device, nvfp4, t->stream); }
+    if (aligned) { quantize_any_expand(x, &p.device, quantizer_nvfp4(0), t->stream); }
     else { quantize_expand(x, &p.device, t->stream); }
     cudaCheck(cudaStreamSynchronize(t->stream));
     if (t->faults->expansion != NULL) { t->faults->expansion(x, ROWS, COLS); }

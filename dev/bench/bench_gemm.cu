@@ -128,12 +128,8 @@ int main(int argc, char** argv) {
     a.A = bench_bf16(most_D);
     a.B = bench_bf16(most_D);
 
-    Quantizer nvfp4;
-    memset(&nvfp4, 0, sizeof(nvfp4));
-    nvfp4.format = FORMAT_NVFP4;
-    AnyAlpha about;
-    memset(&about, 0, sizeof(about));
-    about.factor = quantizer_alpha_factor(&nvfp4, &nvfp4);
+    Quantizer nvfp4 = quantizer_nvfp4(0);
+    AnyAlpha about = any_alpha(&nvfp4, &nvfp4);
 
     cudaDeviceProp device;
     cudaCheck(cudaGetDeviceProperties(&device, 0));

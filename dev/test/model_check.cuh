@@ -24,9 +24,7 @@ template <typename Real> static float* copy_out(const Real* device, size_t n) {
 static HardwarePaths hardware;
 
 static void choose_hardware(void) {
-    Quantizer nvfp4;
-    memset(&nvfp4, 0, sizeof(nvfp4));
-    nvfp4.format = FORMAT_NVFP4;
+    Quantizer nvfp4 = quantizer_nvfp4(0);
     const GemmProduct products[] = { { 64, 128, 128, GEMM_STORES_BF16, nvfp4, nvfp4 },
                                      { 128, 128, 64, GEMM_ADDS_FP32, nvfp4, nvfp4 } };
     hardware = self_test(GEMM_AUTO, products, 2, NULL, 0);

@@ -444,6 +444,10 @@ def test_bad_logs(work):
                 (39, ["line 11 is not JSON and was left out"]))
     run = reread("\n".join(lines).replace('"val_loss": 4.0', '"val_loss": NaN', 1))
     check_equal(wrong, "NaN", (run.evaluations[0], run.first_not_finite), (None, 0))
+    # what the older part has of updates and evaluations after the resumed step does not count
+    run = reread("\n".join(lines + [lines[0].replace('"first_step": 0', '"first_step": 20')]))
+    check_equal(wrong, "begun again", (max(run.steps), run.evaluations, run.finished),
+                (19, {0: 4.0, 20: 4.0}, False))
     # resumed: steps 20 and on are done again, better; the validation after 20 updates not or again
     again = [lines[0].replace('"first_step": 0', '"first_step": 20')] + [
         line.replace("4.0", "3.0") for line in lines[22:]]

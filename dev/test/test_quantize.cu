@@ -7,8 +7,7 @@ group` when reading the tile; the tile's amax of the neighbouring group of rows;
 down the columns for the random bytes; the random bytes of one direction used for both; the Hadamard
 transform left out of amax, or of the codes; a limit of 16 rows less, or more; the last columns left
 out of amax; scale bytes in row-major order; fmaxf in place of the maximum over bits (NaN lost);
-the next block's scale in
-expand_kernel; in block_amax, no absolute value of the first pair, or of the others, the upper values
+the next block's scale in expand_kernel; in block_amax, no absolute value of the first pair, or of the others, the upper values
 left out, or the last pair; in block_hadamard, a quarter left out, or a pair's values exchanged; the
 pairs of the other column, or a pair in the other order; the tensor scale of x for its transpose, or
 made only where x is quantized too, or no barrier behind it.

@@ -7,7 +7,8 @@ Faults that made it fail, one at a time: vectors of a tile written without their
 half of a butterfly across threads with the other sign; every thread with the signs of the first 16
 points; the amax of a block of 32 or 128 from half of it; the errors of a square without its last row;
 no barrier between the two directions; amax without the rounding after the transform; codes of two
-neighbours exchanged; rows and columns of a tile's place exchanged for the transpose.
+neighbours exchanged; rows and columns of a tile's place exchanged for the transpose; alpha as amax_a *
+(amax_b * factor); a later operand overwriting the flag.
 */
 #include "../../llmc/quantize_any.cuh"
 #include "matrix_check.cuh"
@@ -273,8 +274,8 @@ static void test_not_finite(void) {
 
 // The factor of each pair of formats, and what it is for operands made from codes.
 static void test_alpha(void) {
-    static const uint32_t bits[] = { 0x00000000u, 0x3f800000u, 0x3fff0000u, 0x00010000u,
-                                     0x1a2b0000u, 0x7f7f0000u, 0x5f810000u, 0x7f800000u,
+    static const uint32_t bits[] = { 0x00000000u, 0x3f800000u, 0x3fff0000u, 0x401e0000u,
+                                     0x00010000u, 0x1a2b0000u, 0x7f7f0000u, 0x5f810000u, 0x7f800000u,
                                      0x7fc00000u };
     enum { COUNT = sizeof(bits) / sizeof(bits[0]) };
     Quantizer all[64];

@@ -338,9 +338,7 @@ static int work_as_rank(int argc, char** argv) {
     device_ranks_open(&work.ranks, &run->ranks);
     work.directory = argv[2];
     be_hopper();
-    Quantizer nvfp4;
-    memset(&nvfp4, 0, sizeof(nvfp4));
-    nvfp4.format = FORMAT_NVFP4;
+    Quantizer nvfp4 = quantizer_nvfp4(0);
     const GemmProduct products[] = { { 64, 128, 128, GEMM_STORES_BF16, nvfp4, nvfp4 },
                                      { 128, 128, 64, GEMM_ADDS_FP32, nvfp4, nvfp4 } };
     work.hardware = self_test(GEMM_EMULATED, products, 2, NULL, 0);

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 #
 # dev/gpu_recipes.sh OUT: every recipe on a GPU: the tests that are about recipes, then the speed of
-# each preset on d12, 65,536 random tokens an update, medians of 12 without the first 3; and the
-# matrix products alone, cold and under load, which dev/plan is calibrated with. The log goes to
-# OUT/recipes.log. About 3 minutes on an H200.
+# each preset on d12, 65,536 random tokens an update, medians of 12 without the first 3; the matrix
+# products alone, cold and under load, which dev/plan is calibrated with; and what the guards cost:
+# NVFP4 with and without them in turn, medians of 40. The log goes to OUT/recipes.log. About 4
+# minutes on an H200.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out=${1:?usage: dev/gpu_recipes.sh OUT}
@@ -40,6 +41,13 @@ everything() {
             printf '%-42s %s\n' "$recipe" "$(tail -n 1 "$scratch/printed")"
             failed=1
         fi
+        rm -rf "$scratch/run"
+    done
+    printf '\n=== nvfp4 without guards and with them\n'
+    for guards in 0 1 0 1 0 1; do
+        ./train_gpt2_nvfp4 -i "$scratch/tokens.bin" -e d12 -b 64 -t 1024 -x 40 -p nvfp4 \
+            -gd $guards -pr 0 -o "$scratch/run" > "$scratch/printed" 2>&1 || failed=1
+        report "-gd $guards" "$(speeds_of_log "$scratch/run/log.jsonl" | median)"
         rm -rf "$scratch/run"
     done
     [ "$failed" -eq 0 ] && echo "every recipe ran" || echo "something FAILED"

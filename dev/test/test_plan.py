@@ -39,6 +39,7 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PLAN = os.path.join(ROOT, "dev", "plan")
 RESULTS = os.path.join(ROOT, "dev", "results")
+RANKS_LOGS = ("ranks_h200", "ranks_h200_x4")      # runs of two, and of two and four GPUs
 sys.dont_write_bytecode = True
 
 loader = importlib.machinery.SourceFileLoader("plan", PLAN)
@@ -346,26 +347,29 @@ def logged_steps():
         steps = re.findall(r"\| (\d+) tok/s .*\| ([\d.]+) mJ/token$", body, re.M)
         add("recipes_h100", model, recipe, 65536, [int(speed) for speed, _ in steps],
             [float(energy) for _, energy in steps if model == "d48"])
-    for model, recipe, _, B, times, _, alone, _ in logged_ranks():
-        found["ranks_h200", model, recipe, 1024 * B * times] = [(speed, None) for speed in alone]
+    for where, model, recipe, _, ranks, B, times, _, alone, _ in logged_ranks():
+        every = found.setdefault((where, model, recipe, 1024 * B * times), [])
+        if ranks == max(run[4] for run in logged_ranks() if run[0] == where):
+            every += [(speed, None) for speed in alone if (speed, None) not in every]
     return found
 
 
 def logged_ranks():
-    """What ranks_h200/speed.log says of each run of two GPUs: model, recipe, amax, B, micro-batches,
-    tokens/s, of each GPU alone, bytes by kind."""
+    """What the two speed.log say of each run of several GPUs: folder, model, recipe, amax, GPUs, B,
+    micro-batches, tokens/s, of each GPU alone, bytes by kind."""
     runs = []
-    for model, B, times, body in re.findall(
-            r"^=== (d\d+), B (\d+), T 1024, (\d+) micro-batches an update: tokens/s\n((?:.+\n)+)",
-            read(RESULTS, "ranks_h200", "speed.log"), re.M):
-        for recipe, local, speed, *alone, wire in re.findall(
-                r"^(\w+)-z1(-amaxlocal)? +2 GPUs +(\d+), .* of the sum of each alone, (\d+) (\d+)\n"
-                r"on the wire .* of all ranks: (.+)$", body, re.M):
-            kinds = re.findall(r"([^,]+) (\d+)(?:, |$)", wire)
-            assert tuple(kind for kind, _ in kinds) == plan.WIRE_KINDS, wire
-            runs.append((model, recipe, "local" if local else "global", int(B), int(times),
-                         int(speed), [int(each) for each in alone],
-                         tuple(int(count) for _, count in kinds)))
+    for where in RANKS_LOGS:
+        for model, B, times, body in re.findall(
+                r"^=== (d\d+), B (\d+), T 1024, (\d+) micro-batches an update: tokens/s\n((?:.+\n)+)",
+                read(RESULTS, where, "speed.log"), re.M):
+            for recipe, local, ranks, speed, alone, wire in re.findall(
+                    r"^(\w+)-z1(-amaxlocal)? +(\d) GPUs +(\d+), .* of the sum of each alone,([\d ]+)\n"
+                    r"on the wire .* of all ranks: (.+)$", body, re.M):
+                kinds = re.findall(r"([^,]+) (\d+)(?:, |$)", wire)
+                assert tuple(kind for kind, _ in kinds) == plan.WIRE_KINDS, wire
+                runs.append((where, model, recipe, "local" if local else "global", int(ranks), int(B),
+                             int(times), int(speed), [int(each) for each in alone.split()],
+                             tuple(int(count) for _, count in kinds)))
     return runs
 
 
@@ -384,10 +388,10 @@ def test_measured():
     report_all(wrong, "measured steps", f"{len(plan.MEASURED_STEPS) + len(plan.OUTSIDE_STEPS)} "
                "as in dev/results, to 1 %")
     names = {folder: set(re.findall(r"^NVIDIA H\d+", read(RESULTS, folder, log), re.M)) for folder, log
-             in (("recipes_h100", "recipes.log"), ("ranks_h200", "speed.log"))}
-    good = names == {"recipes_h100": {"NVIDIA H100"}, "ranks_h200": {"NVIDIA H200"}}
-    report(good and plan.MEASURED_RANKS == [run[:6] + run[7:] for run in logged_ranks()],
-           "measured on two GPUs", f"{len(plan.MEASURED_RANKS)} speeds and their bytes as logged")
+             in (("recipes_h100", "recipes.log"), *((where, "speed.log") for where in RANKS_LOGS))}
+    good = names == {"recipes_h100": {"NVIDIA H100"}, **{where: {"NVIDIA H200"} for where in RANKS_LOGS}}
+    report(good and plan.MEASURED_RANKS == [run[:8] + run[9:] for run in logged_ranks()],
+           "measured on two and four GPUs", f"{len(plan.MEASURED_RANKS)} speeds and their bytes as logged")
 
 
 def check_status():
@@ -404,7 +408,8 @@ def test_check():
             ("predicted whole steps", 0.15, [row for row in rows if row[0].startswith("steps")]),
             ("predicted kernels, energy", 0.15, [row for row in rows if not row[0].startswith(
                 ("steps", "scaling", "bytes"))]),
-            ("share of twice one GPU", 0.05, [row for row in rows if row[0] == "scaling"]),
+            ("share of twice one GPU", 0.05, [row for row in rows if row[0] == "scaling, 2"]),
+            ("share of four times one GPU", 0.07, [row for row in rows if row[0] == "scaling, 4"]),
             ("bytes on the wire", 0.0, [row for row in rows if row[0].startswith("bytes")])):
         errors = [(" ".join(f"{row[0]} {row[1]}".split()), plan.check_error(row)) for row in chosen]
         bad = [f"{name}: {100 * e:+.1f} %" for name, e in errors if not abs(e) <= bound]
@@ -422,7 +427,7 @@ def test_check():
     wrong = []
     for name, new in (("GEMM", 0.7 * plan.GEMM), ("LINK", 0.01 * plan.LINK),
                       ("POWER_BUSY", 1.3 * plan.POWER_BUSY), ("ATTENTION_EXPOSED", 3.0),
-                      ("MEASURED_RANKS", [(*case[:6], (*case[6][:4], case[6][4] - 1))
+                      ("MEASURED_RANKS", [(*case[:8], (*case[8][:4], case[8][4] - 1))
                                           for case in plan.MEASURED_RANKS])):
         old = getattr(plan, name)
         setattr(plan, name, new)
@@ -454,13 +459,13 @@ def test_readme():
             if found != cell.strip():
                 wrong.append(f"{name}, column {number + 1}: {cell.strip()}, predicted {found}")
     rows = plan.check_steps() + plan.check_ranks()
-    for group in ("steps, H200", "steps, H100", "steps, 2 x H200"):
+    for group in ("steps, H200", "steps, H100", "steps, 2 x H200", "steps, 4 x H200"):
         errors = [100 * plan.check_error(row) for row in rows if row[0] == group]
         quoted = f"{min(errors):+.1f} to {max(errors):+.1f} %"
         if quoted not in section:
             wrong.append(f"{group}: {quoted} not in README")
     report_all(wrong if count == 30 else wrong + [f"{count} cells"], "README: other GPUs",
-               f"{count} cells, errors of three groups")
+               f"{count} cells, errors of four groups")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -619,9 +624,10 @@ def test_output():
     wrong = []
     for gpu, ranks, recipe, expected in (
             ("H200", "1", "nvfp4", "calibrated and checked on this"),
-            ("H100", "1", "fp8", "checked on this GPU"), ("H200", "2", "bf16", "checked on two"),
-            ("H200", "8", "bf16", "prediction; of several GPUs two H200"),
-            ("H100", "2", "bf16", "prediction; of several GPUs two H200"),
+            ("H100", "1", "fp8", "checked on this GPU"), ("H200", "2", "bf16", "checked on 2"),
+            ("H200", "4", "bf16", "checked on 4"),
+            ("H200", "8", "bf16", "prediction; of several GPUs two and four H200"),
+            ("H100", "2", "bf16", "prediction; of several GPUs two and four H200"),
             ("H200", "16", "bf16", "prediction; several hosts were never run"),
             ("B200", "1", "bf16", "prediction; never run"), ("GB300", "8", "nvfp4", "never run"),
             ("RTX5090", "1", "fp8", "prediction; never run")):

@@ -259,8 +259,9 @@ def usable(group):
 
 
 def gap_curve(group, base):
-    """[{"step", "tokens", "gap", "half", "noise"}] where all usable runs of both were evaluated.
-    noise: standard deviation of the baseline's losses between seeds."""
+    """[{"step", "tokens", "gap", "half", "pairs", "noise"}] where all usable runs of both were
+    evaluated. pairs: {seed: gap}; noise: standard deviation of the baseline's losses between
+    seeds."""
     a, b = usable(group), usable(base)
     common = set.intersection(*({s for s, x in run.evaluations.items() if x is not None}
                                 for run in [*a.values(), *b.values()])) if a and b else set()
@@ -269,7 +270,7 @@ def gap_curve(group, base):
         here = difference({seed: run.evaluations[step] for seed, run in a.items()},
                           {seed: run.evaluations[step] for seed, run in b.items()})
         curve.append({"step": step, "tokens": step * (next(iter(b.values())).tokens_per_step or 1),
-                      "gap": here["gap"], "half": here["half"],
+                      "gap": here["gap"], "half": here["half"], "pairs": here["pairs"],
                       "noise": deviation([run.evaluations[step] for run in b.values()])})
     return curve
 
@@ -402,17 +403,17 @@ def compare_recipe(group, base, shorter, rows, base_rows):
 
 
 def borrow_intervals(recipes):
-    """A recipe with one pair of seeds gets "borrowed": the half interval that it has if its
-    difference scatters as those of the recipes with several pairs do (pooled; degrees of freedom of
-    the largest of them, because all share the baseline's seeds and are not independent)."""
-    several = [list(r["val"]["pairs"].values()) for r in recipes.values()
-               if r["val"] and len(r["val"]["pairs"]) > 1]
+    """A recipe with fewer pairs of seeds than another one gets "borrowed": the half interval that it
+    has if its differences scatter as those of the recipes with several pairs do (pooled; degrees of
+    freedom of the largest of them, because all share the baseline's seeds and are not
+    independent)."""
+    compared = [r["val"] for r in recipes.values() if r["val"]]
+    several = [list(val["pairs"].values()) for val in compared if len(val["pairs"]) > 1]
     spread, _ = pooled(several)
-    for r in recipes.values():
-        if r["val"]:
-            alone = spread is not None and len(r["val"]["pairs"]) == 1
-            df = max((len(d) - 1 for d in several), default=0)
-            r["val"]["borrowed"] = t_quantile(df) * spread if alone else None
+    most = max(map(len, several), default=0)
+    for val in compared:
+        n = len(val["pairs"])
+        val["borrowed"] = (t_quantile(most - 1) * spread / math.sqrt(n) if 0 < n < most else None)
 
 
 def compare(runs, baseline="bf16", force=False, price=None):

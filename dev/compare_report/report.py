@@ -18,8 +18,10 @@ from run_log import ReportError
 
 # Okabe and Ito's colours, as in dev/plot.sh: different to colour-blind readers too.
 COLORS = ["#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
+LINES = ["-", "--", ":", "-."]
 BUCKETS = 300           # points of a line of single updates; each is the mean of its neighbours
 LEGEND_AMONG_CURVES = 6      # entries, at most
+BAND_SEEDS = 3          # with fewer the gap's interval is not drawn
 MISSING = "–"
 
 
@@ -81,7 +83,8 @@ def time_text(r):
 
 
 # -------------------------------------------------------------------------------------------------
-# Plots. A line's colour belongs to its recipe, in the order of the report; after eight, dashed.
+# Plots. A line's colour belongs to its recipe, in the order of the report; after eight
+# the colours begin anew, dashed, then dotted.
 
 def buckets(points):
     """[(x, y)] with at most BUCKETS points, each the mean of as many neighbours; y None is left
@@ -148,7 +151,9 @@ def plot_steps(lib, groups, styles, name, ylabel, title, evaluations):
 
 
 def plot_gaps(lib, comparison, styles):
-    """Gap of each recipe by tokens with its interval; noise between the baseline's seeds."""
+    """Gap of each recipe by tokens, thin that of each seed, with its interval if there are
+    BAND_SEEDS of them: that of two is nine standard deviations wide. Noise between the baseline's
+    seeds."""
     figure, axes = draw(lib, "million tokens", f"nats above {comparison['baseline']}")
     heights, noise = [0.0], None
     for name, curve in comparison["gap_curves"].items():
@@ -159,7 +164,11 @@ def plot_gaps(lib, comparison, styles):
         heights += [p["gap"] for p in late]
         tokens, gaps = [p["tokens"] / 1e6 for p in curve], [p["gap"] for p in curve]
         axes.plot(tokens, gaps, **styles[name], marker="o", markersize=3, label=name)
-        if curve[0]["half"] is not None:
+        seeds = curve[0]["pairs"]
+        for seed in seeds if len(seeds) > 1 else ():
+            axes.plot(tokens, [p["pairs"][seed] for p in curve], **styles[name], linewidth=0.7,
+                      alpha=0.6)
+        if curve[0]["half"] is not None and len(seeds) >= BAND_SEEDS:
             ends = ([p["gap"] + sign * p["half"] for p in curve] for sign in (-1, 1))
             axes.fill_between(tokens, *ends, color=styles[name]["color"], alpha=0.15, linewidth=0)
         if curve[0]["noise"] is not None and noise is None:
@@ -170,7 +179,8 @@ def plot_gaps(lib, comparison, styles):
     axes.axhline(0, **styles[comparison["baseline"]], linewidth=1)
     room = 0.25 * (max(heights) - min(heights) or 0.01)
     axes.set_ylim(min(heights) - room, max(heights) + room)
-    axes.set_title(f"gap of the validation loss (shaded: {100 * CONFIDENCE:.0f} % interval)")
+    axes.set_title(f"gap of the validation loss (thin: one seed; shaded: "
+                   f"{100 * CONFIDENCE:.0f} % interval, from {BAND_SEEDS} seeds on)")
     legend(axes)
     return svg(figure)
 
@@ -184,7 +194,7 @@ def plots(comparison, runs):
     names = [comparison["baseline"], *comparison["recipes"]]
     groups = {name: groups[name] for name in names}
     styles = {name: {"color": COLORS[i % len(COLORS)],
-                     "linestyle": "--" if i >= len(COLORS) else "-"}
+                     "linestyle": LINES[i // len(COLORS) % len(LINES)]}
               for i, name in enumerate(names)}
     found = [("loss.svg", "Loss", plot_steps(
         lib, groups, styles, "loss", "loss, nats a token",
@@ -201,6 +211,12 @@ def plots(comparison, runs):
 # The report as a list of parts: ("heading", text), ("text", text), ("list", [text]),
 # ("table", header, rows), ("plot", file, title, SVG). `text` in backquotes is code.
 
+def verdict(gap, half):
+    if abs(gap) <= half:
+        return "not resolved from zero"
+    return "worse" if gap > 0 else "better"
+
+
 def headline(name, r, baseline):
     """What the recipe does to the loss and what it buys, in one sentence or two."""
     compared, what = r["val"], "validation loss"
@@ -213,16 +229,17 @@ def headline(name, r, baseline):
     sentence = f"**{name}**: {what} {compared['gap']:+.4f} nats against {baseline}"
     if r["step"] not in (None, r["num_steps"]):
         sentence += f" at step {r['step']} of {r['num_steps']}, the last that all of them have,"
+    borrowed = compared.get("borrowed")
+    lent = (f"; ± {borrowed:.4f} if its seeds scatter as those of the other recipes do: "
+            f"{verdict(compared['gap'], borrowed)}" if borrowed else "")
     if compared["half"] is not None:
         low, high = (compared["gap"] + sign * compared["half"] for sign in (-1, 1))
-        verdict = ("which is not resolved from zero" if low <= 0 <= high else
-                   "so it is " + ("worse" if low > 0 else "better"))
-        sentence += (f" ({100 * CONFIDENCE:.0f} % interval {low:+.4f} to {high:+.4f}, {seeds}, "
-                     f"{verdict})")
+        sentence += (f" ({100 * CONFIDENCE:.0f} % interval {low:+.4f} to {high:+.4f}, {seeds}: "
+                     f"{verdict(compared['gap'], compared['half'])}{lent})")
     elif compared["method"] == "different seeds":
         sentence += " (different seeds: no interval, and data in another order)"
     else:
-        sentence += f" ({seeds}: no interval, so nobody knows whether this is noise)"
+        sentence += f" ({seeds}: no interval{lent or ', so nobody knows whether this is noise'})"
     if r["relative"] is not None:
         sentence += f", {percent(r['relative'], 2, '+')} of the loss"
     if r["cost"] and r["cost"]["range"]:
@@ -341,8 +358,9 @@ mean of the differences between equal seeds.
 Interval: Student's t, {percents}: mean ± t(n - 1) · s / √n over the n differences. It assumes
 that differences of other seeds scatter normally around the same mean; with two seeds t is 12.7, so
 a third seed helps more than anything. It covers seeds, not other data, sizes or lengths. Where
-seeds differ it is Welch's interval. One seed has none; "borrowed" is the half interval if its
-difference scatters as the pooled others do, which is an assumption.
+seeds differ it is Welch's interval. One seed has none. A recipe with fewer seeds than another one has
+a "borrowed" half interval beside its own: what it is if its differences scatter as those of the
+recipes with several seeds do, pooled, with the degrees of freedom of the largest; an assumption.
 
 Seed noise: standard deviation of a loss between seeds, n - 1 in the denominator; {pooled}.
 

@@ -8,7 +8,7 @@ skipped without. Prints lines as report.h describes.
 
 Seen failing, each in a copy: t's series begun wrongly, t / df, 90 %, t(n), no square root of n,
 pairs of different seeds; Welch's degrees of freedom, its variances not over n, 1.96 in place of t;
-gap over the recipe's loss; borrowed by all, with too many degrees of freedom; noise of the recipe;
+gap over the recipe's loss; borrowed by all, with too many degrees of freedom, by two seeds as by one; noise of the recipe;
 the first common step; interpolation, 1 - D'/D, a decaying curve believed, steps summed in place of
 rates, the run's own end left out, a shorter run's start taken for its end, shorter runs refused, a
 better recipe unnoticed; spikes at 3 deviations or a wrong factor, neighbours apart, spikes run
@@ -221,6 +221,17 @@ def test_gap(work):
     check_equal(wrong, "interval of one seed among others", c["recipes"]["mxfp4"]["val"]["half"],
                 None)
     check_equal(wrong, "borrowed", c["recipes"]["mxfp4"]["val"]["borrowed"], 4.302653 * s, 1e-6)
+    told = compare_report.headline("mxfp4", c["recipes"]["mxfp4"], "bf16")
+    if f"no interval; ± {4.302653 * s:.4f}" not in told or "do: worse" not in told:
+        wrong.append(f"borrowed, not told: {told}")
+    # the lender's two differences beside those of the three
+    two, others = write_family(os.path.join(work, "y"), 0.1, seeds=(1, 2), recipe="mxfp4")
+    c = comparison(*directories, *two[1::2])
+    spread = math.sqrt((2 * s * s + statistics.variance(others)) / 3)
+    check_equal(wrong, "borrowed by two seeds", c["recipes"]["mxfp4"]["val"]["borrowed"],
+                4.302653 * spread / math.sqrt(2), 1e-6)
+    for seed, found in c["gap_curves"]["mxfp4"][-1]["pairs"].items():
+        check_equal(wrong, "pairs of the curve", found, others[seed - 1])
     check_equal(wrong, "borrowed by three seeds", c["recipes"]["nvfp4"]["val"]["borrowed"], None)
     # another seed's run has no partner, and is left out
     alone = comparison(*directories[:4], directories[5])["recipes"]["nvfp4"]

@@ -134,6 +134,7 @@ static inline void checkpoint_check(int holds, const char* directory, int step,
 
 #define SETTINGS_RECIPE "= -p "
 #define SETTINGS_MEANING "? recipe-so-far "
+#define SETTINGS_DATA "= training-data-checksum "
 
 // The text stored in a checkpoint: every flag, what identifies the training data, and what the recipe
 // has meant so far (recipe.h). '?' marks what older programs did not write. The caller frees it.
@@ -144,7 +145,7 @@ static inline char* checkpoint_settings(const Flag* flags, int count, uint64_t t
     FILE* memory = open_memstream(&text, &bytes);
     check(memory != NULL, "out of memory: settings of the run");
     flags_text(memory, flags, count);
-    fprintf(memory, "= training-data-checksum %016" PRIx64 "\n", train_identity);
+    fprintf(memory, SETTINGS_DATA "%016" PRIx64 "\n", train_identity);
     fprintf(memory, SETTINGS_MEANING "%s\n", recipe_meaning);
     check(fclose(memory) == 0, "out of memory: settings of the run");
     return text;
@@ -182,11 +183,14 @@ static inline void settings_compare(const char* saved, const char* present, cons
               line + 2);
         size_t old_length = strcspn(old, "\n");
         int is_recipe = strncmp(line, SETTINGS_RECIPE, strlen(SETTINGS_RECIPE)) == 0;
+        int is_data = strncmp(line, SETTINGS_DATA, strlen(SETTINGS_DATA)) == 0;
         int equal = old_length == length && strncmp(old, line, length) == 0;
         if (is_recipe && has_meaning) { equal = same_so_far; }
         check(equal, "%s was made with '%.*s', this run has '%.*s'; a run resumes with the settings "
               "it had%s", path, (int)old_length - 2, old + 2, (int)length - 2, line + 2,
-              is_recipe ? "; only what a recipe does from the next update on may change" : "");
+              is_recipe ? "; only what a recipe does from the next update on may change"
+              : is_data ? "; the checksum is that of the files of -i, of their names without folders "
+              "and of what is in them" : "");
     }
 }
 

@@ -92,6 +92,7 @@ typedef struct {
     int num_rules;
     OsciReset reset;
     int step;                   // the update that the answers below are about
+    int num_steps;              // of the run; INT_MAX before recipe_set_length
 } Recipe;
 
 static inline const char* linear_name(int linear) {
@@ -224,6 +225,7 @@ static inline void recipe_set_length(Recipe* r, int num_steps) {
         if (fraction >= 0.0f) { r->rules[i].step = (int)((double)fraction * num_steps + 0.5); }
     }
     r->reset.first = (int)ceil(((double)r->reset.start - 1e-7) * num_steps);
+    r->num_steps = num_steps;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -411,53 +413,72 @@ static inline void recipe_set_reset(Recipe* r, const char* value) {
           "fraction of the run, the window not longer than the period)", r->text);
 }
 
+// What an ingredient NAME=VALUE sets in operand number `operand`; NULL: nothing, or there is no such
+// ingredient.
+static inline int* recipe_field(Quantizer* q, int operand, const char* name) {
+    int gradient = operand == OPERAND_DY || operand == OPERAND_DYT;
+    int weight = operand == OPERAND_W || operand == OPERAND_WT;
+    int of_wgrad = operand == OPERAND_DYT || operand == OPERAND_XT;
+    int of_backward = operand != OPERAND_X && operand != OPERAND_W;
+    int transposed = operand == OPERAND_XT || operand == OPERAND_WT;
+    struct { const char* name; int applies; int* field; } ingredients[] = {
+        { "stochastic", gradient, (int*)&q->rounding },
+        { "tile", weight, &q->tile },
+        { "tile16", weight, &q->tile },         // its name in older checkpoints
+        { "hadamard", of_wgrad || (of_backward && q->hadamard > 0), &q->hadamard },
+        { "fresh", of_backward, &q->fresh_signs },
+        { "foursix", !gradient, (int*)&q->four_six },
+        { "aligned", transposed, &q->aligned },
+        { "unbiased", 1, &q->unbiased },
+        { "paper", 1, &q->paper_order },
+    };
+    for (size_t k = 0; k < sizeof(ingredients) / sizeof(ingredients[0]); k++) {
+        if (strcmp(name, ingredients[k].name) == 0) {
+            return ingredients[k].applies ? ingredients[k].field : NULL;
+        }
+    }
+    return NULL;
+}
+
+// VALUE of an ingredient NAME=VALUE as the number that its field gets.
+static inline int recipe_value(const Recipe* r, const char* name, const char* value) {
+    if (strcmp(name, "foursix") == 0 && strcmp(value, "mse") == 0) { return FOUR_SIX_MSE; }
+    if (strcmp(name, "foursix") == 0 && strcmp(value, "mae") == 0) { return FOUR_SIX_MAE; }
+    const char* at = value;
+    int number = recipe_number(r, &at, 1024);
+    check(*at == '\0', "-p %s: '%s' is not a number from 0 up", r->text, value);
+    if (strcmp(name, "front") == 0 || strcmp(name, "tail") == 0) { return number; }
+    if (strcmp(name, "hadamard") != 0) {
+        check(number <= 1, "-p %s: %s is 0 or 1", r->text, name);
+        return number;
+    }
+    check(number <= 1 || number == 16 || number == 32 || number == 64 || number == 128,
+          "-p %s: hadamard is 0, 16, 32, 64 or 128 points", r->text);
+    return number == 1 ? 16 : number;
+}
+
 static inline void recipe_set(Recipe* r, const char* name, const char* value) {
     if (recipe_set_rule(r, name, value) || recipe_set_rounding(r, name, value)) { return; }
     if (strcmp(name, "oscireset") == 0) {
         recipe_set_reset(r, value);
         return;
     }
-    int mae = strcmp(name, "foursix") == 0 && strcmp(value, "mae") == 0;
-    int mse = strcmp(name, "foursix") == 0 && strcmp(value, "mse") == 0;
-    const char* at = mae || mse ? "1" : value;
-    int number = recipe_number(r, &at, 1024);
-    check(*at == '\0', "-p %s: '%s' is not a number from 0 up", r->text, value);
-    if (strcmp(name, "front") == 0) { r->front = number; return; }
-    if (strcmp(name, "tail") == 0) { r->tail = number; return; }
-    int hadamard = strcmp(name, "hadamard") == 0;
-    check(number <= 1 || hadamard, "-p %s: %s is 0 or 1", r->text, name);
-    check(!hadamard || number <= 1 || number == 16 || number == 32 || number == 64
-          || number == 128, "-p %s: hadamard is 0, 16, 32, 64 or 128 points", r->text);
-    int known = 0;
+    int front = strcmp(name, "front") == 0, tail = strcmp(name, "tail") == 0;
+    int known = front || tail;
     for (int i = 0; i < NUM_OPERANDS; i++) {
-        Quantizer* q = &r->operands[i];
-        int gradient = i == OPERAND_DY || i == OPERAND_DYT;
-        int weight = i == OPERAND_W || i == OPERAND_WT;
-        int of_wgrad = i == OPERAND_DYT || i == OPERAND_XT;
-        int of_backward = of_wgrad || i == OPERAND_DY || i == OPERAND_WT;
-        struct { const char* name; int applies; int* field; int value; } ingredients[] = {
-            { "stochastic", gradient, (int*)&q->rounding, number },
-            { "tile", weight, &q->tile, number },
-            { "tile16", weight, &q->tile, number },     // its name in older checkpoints
-            { "hadamard", of_wgrad || (of_backward && q->hadamard > 0), &q->hadamard,
-              number == 1 ? 16 : number },
-            { "fresh", of_backward, &q->fresh_signs, number },
-            { "foursix", !of_backward || i == OPERAND_XT || i == OPERAND_WT, (int*)&q->four_six,
-              mae ? FOUR_SIX_MAE : number },
-            { "aligned", i == OPERAND_XT || i == OPERAND_WT, &q->aligned, number },
-            { "unbiased", 1, &q->unbiased, number },
-            { "paper", 1, &q->paper_order, number },
-        };
-        for (size_t k = 0; k < sizeof(ingredients) / sizeof(ingredients[0]); k++) {
-            if (strcmp(name, ingredients[k].name) != 0) { continue; }
-            known = 1;
-            if (ingredients[k].applies) { *ingredients[k].field = ingredients[k].value; }
-        }
+        known |= recipe_field(&r->operands[i], i, name) != NULL;
     }
     check(known, "-p %s: unknown ingredient '%s'; known: front= tail= (blocks in BF16), stochastic= "
           "tile= aligned= unbiased= paper= fresh= (0 or 1), foursix=0|mse|mae, "
           "hadamard=0|16|32|64|128, X= W= XT= WT= dY= dYT= (rn, sr, eden), oscireset=, and "
           "fprop= dgrad= wgrad= forward= backward= all= (bf16, where and when)", r->text, name);
+    int number = recipe_value(r, name, value);
+    if (front) { r->front = number; }
+    if (tail) { r->tail = number; }
+    for (int i = 0; i < NUM_OPERANDS; i++) {
+        int* field = recipe_field(&r->operands[i], i, name);
+        if (field != NULL) { *field = number; }
+    }
 }
 
 // Ingredients that only make sense together, and those that follow from others.
@@ -495,33 +516,30 @@ static inline void recipe_settle(Recipe* r) {
           r->text, r->front, r->tail, r->L);
     for (const RecipeRule* rule = r->rules; rule < r->rules + r->num_rules; rule++) {
         int every = rule->first == 0 && rule->last == r->L - 1;
-        check(!rule->quantized || every || (rule->first >= r->front && rule->last < r->L - r->tail),
+        int inside = rule->first >= r->front && rule->last < r->L - r->tail;
+        int outside = rule->last < r->front || rule->first >= r->L - r->tail;
+        check(!rule->quantized || every || inside,
               "-p %s: blocks %d to %d are not all quantized, since front=%d and tail=%d go before "
               "exceptions; give a smaller front= or tail=", r->text, rule->first, rule->last,
               r->front, r->tail);
+        check(every || !outside, "-p %s: an exception for blocks %d to %d has no effect: front=%d and "
+              "tail=%d keep them in BF16", r->text, rule->first, rule->last, r->front, r->tail);
     }
 }
 
 // Ends the program if an ingredient that was asked for applies to no operand, as things are settled:
 // it would change the recipe's name and not what is done.
-static inline void recipe_check_effect(const Recipe* r, const char* name, const char* value) {
+static inline void recipe_check_effect(Recipe* r, const char* name, const char* value) {
     int named = 0, effective = 0;
     for (int i = 0; i < NUM_OPERANDS; i++) {
-        const Quantizer* q = &r->operands[i];
-        const struct { const char* name; int value; } ingredients[] = {
-            { "stochastic", q->rounding == ROUND_STOCHASTIC }, { "tile", q->tile },
-            { "tile16", q->tile }, { "hadamard", q->hadamard }, { "fresh", q->fresh_signs },
-            { "foursix", q->four_six }, { "aligned", q->aligned }, { "unbiased", q->unbiased },
-            { "paper", q->paper_order },
-        };
-        for (size_t k = 0; k < sizeof(ingredients) / sizeof(ingredients[0]); k++) {
-            if (strcmp(name, ingredients[k].name) != 0) { continue; }
-            named = 1;
-            effective |= ingredients[k].value != 0;
-        }
+        const int* field = recipe_field(&r->operands[i], i, name);
+        if (field == NULL) { continue; }
+        int number = recipe_value(r, name, value);
+        named = 1;
+        effective |= number == 0 || *field == number;
     }
-    check(!named || effective || strcmp(value, "0") == 0, "-p %s: %s=%s has no effect: in this recipe "
-          "no operand is %s", r->text, name, value,
+    check(!named || effective, "-p %s: %s=%s has no effect: in this recipe no operand is %s", r->text,
+          name, value,
           strcmp(name, "unbiased") == 0 || strcmp(name, "stochastic") == 0 ? "rounded stochastically"
           : strcmp(name, "foursix") == 0 ? "rounded to nearest in NVFP4"
           : strcmp(name, "fresh") == 0 ? "transformed" : "quantized so");
@@ -534,6 +552,7 @@ static inline Recipe recipe_parse(const char* text, int L) {
     check(strlen(text) < sizeof(r.text), "-p %s: too long", text);
     strcpy(r.text, text);
     r.L = L;
+    r.num_steps = INT_MAX;
     char copy[sizeof(r.text)];
     strcpy(copy, text);
     char* item = strtok(copy, ",");
@@ -642,7 +661,7 @@ static inline void recipe_print_operand(const Recipe* r, int operand, FILE* out)
     if (q->paper_order) { fprintf(out, ", the paper's order"); }
 }
 
-static inline void recipe_print_rule(const RecipeRule* rule, const char* low, FILE* out) {
+static inline void recipe_print_rule(const Recipe* r, const RecipeRule* rule, FILE* out) {
     static const char* gemms[] = { "", "fprop", "dgrad", "fprop, dgrad", "wgrad", "fprop, wgrad",
                                    "dgrad, wgrad", "all GEMMs" };
     fprintf(out, "  but             %s of ", gemms[rule->gemms]);
@@ -651,9 +670,12 @@ static inline void recipe_print_rule(const RecipeRule* rule, const char* low, FI
     for (int i = 0; i < NUM_LINEARS; i++) {
         if (rule->linears == 1 << i) { fprintf(out, ", %s alone", linear_name(i)); }
     }
-    fprintf(out, ": %s", rule->quantized ? low : "BF16");
+    fprintf(out, ": %s", rule->quantized ? format_name(r->operands[OPERAND_X].format) : "BF16");
     if (rule->automatic) { fprintf(out, " once gradients drown in rounding noise"); }
     else if (rule->step > 0) { fprintf(out, " from update %d on", rule->step); }
+    if (!rule->automatic && rule->step >= r->num_steps) {
+        fprintf(out, ": never, this run has %d updates", r->num_steps);
+    }
     fprintf(out, "\n");
 }
 
@@ -679,11 +701,13 @@ static inline void recipe_print(const Recipe* r, FILE* out) {
         if (r->front + r->tail > 0) {
             fprintf(out, "  other blocks    BF16 (first %d, last %d)\n", r->front, r->tail);
         }
-        for (int i = 0; i < r->num_rules; i++) { recipe_print_rule(&r->rules[i], low, out); }
+        for (int i = 0; i < r->num_rules; i++) { recipe_print_rule(r, &r->rules[i], out); }
         if (r->reset.threshold > 0.0f) {
+            int never = r->reset.first > r->num_steps - r->reset.window;
             fprintf(out, "  OsciReset       every %d updates from %.0f %% of the run on, after "
-                    "watching %d; threshold %g\n", r->reset.period, 100.0 * r->reset.start,
-                    r->reset.window, r->reset.threshold);
+                    "watching %d; threshold %g%s\n", r->reset.period, 100.0 * r->reset.start,
+                    r->reset.window, r->reset.threshold,
+                    never ? ": never, this run is too short" : "");
         }
     }
     fprintf(out, "  the rest        BF16: embedding, norms, attention, GELU, head, "

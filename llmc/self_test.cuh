@@ -456,7 +456,7 @@ static inline void self_test_products(SelfTest* t, SelfTestPath* emulated, SelfT
 // The choice
 
 static const char* const native_path_status[NUM_GEMM_PATHS] = {
-    "", "", "compiled, modelled and self-tested, never yet run on Blackwell",
+    "", "", "compiled, modelled and self-tested; its authors never ran it on Blackwell",
     "modelled and self-tested; run on Hopper alone",
 };
 

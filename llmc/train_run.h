@@ -253,7 +253,13 @@ static inline void run_load(TrainRun* run, float* params, float* m, float* v) {
         run_agree_number(run, "the checkpoint", checksum);
         run_print_line(run, "resumed           from step %d in %s\n", run->checkpoint,
                        c->output_dir);
-    } else if (file_exists(c->model)) {
+        return;
+    }
+    if (c->resume) {
+        run_print_line(run, "resumed           nothing: no checkpoint in %s, the run begins\n",
+                       c->output_dir);
+    }
+    if (file_exists(c->model)) {
         run_agree_number(run, "the model file",
                          checkpoint_load_model(params, c->model, run->shards.own));
         run_print_line(run, "weights           from %s\n", c->model);

@@ -136,16 +136,38 @@ def lock(out):
     return file
 
 
-def start(job, program, lane):
+def environment_of(lane):
     environment = dict(os.environ)
     environment.setdefault("GOMP_SPINCOUNT", "1000")        # dev/run.sh says why
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # numbers as nvidia-smi's
     if lane is not None:
         environment["CUDA_VISIBLE_DEVICES"] = lane
+    return environment
+
+
+def check_recipes(jobs, program, lane, defaults):
+    """Ends with the trainer's message if it refuses one of the recipes, or a setting of all, by
+    starting it for no update at all: better now than at a recipe's turn, hours later."""
+    nothing = {flag: "0" for flag in ("-x", "-u", "-v", "-s", "-n", "-nk", "-nm") if flag in defaults}
+    for job in {job.recipe: job for job in jobs}.values():
+        flags = {**job.flags, **nothing, "-p": job.recipe, "-seed": job.seed, "-pr": "0"}
+        words = [program, *(str(word) for flag in flags.items() for word in flag)]
+        try:
+            tried = subprocess.run(words, text=True, capture_output=True, stdin=subprocess.DEVNULL,
+                                   env=environment_of(lane))
+        except OSError as error:
+            raise ReportError(f"{program}: {error.strerror}") from None
+        if tried.returncode != 0:
+            said = (tried.stderr or tried.stdout).strip().split("\n")[-1]
+            raise ReportError(f"{job.recipe} cannot be trained: {said.removeprefix('error: ')}")
+
+
+def start(job, program, lane):
     os.makedirs(job.directory, exist_ok=True)
     with open(os.path.join(job.directory, "output.txt"), "a", encoding="utf-8") as output:
         job.process = subprocess.Popen(job.command(program), stdin=subprocess.DEVNULL,
-                                       stdout=output, stderr=subprocess.STDOUT, env=environment)
+                                       stdout=output, stderr=subprocess.STDOUT,
+                                       env=environment_of(lane))
     job.lane = lane
     print(f"{job.title}: starts" + (f" on GPU {lane}" if lane is not None else ""), flush=True)
 
@@ -240,6 +262,7 @@ def run_all(out, recipes, seeds, flags, program, gpus, baseline, lengths):
     if todo:
         print(f"{len(todo)} of {len(jobs)} runs to do with {os.path.basename(program)}"
               + (f" on GPUs {' '.join(lanes)}" if lanes[0] is not None else ""), flush=True)
+    check_recipes(todo, program, lanes[0], defaults)
     failed = train(todo, program, lanes)
     held.close()
     written = [job.directory for job in jobs if job_state(job, defaults) != "new"]

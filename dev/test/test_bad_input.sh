@@ -108,6 +108,14 @@ rejects() {
     judge $? "$name" "$pattern"
 }
 
+# says NAME PATTERN [FLAG VALUE]...: the program run with these settings ends well and prints this
+says() {
+    local name=$1 pattern=$2
+    shift 2
+    run_program "$@" && grep -qE "$pattern" "$work/out"
+    report $? "$name" "$(grep -E "$pattern" "$work/out" | sed "s|$work/||g")"
+}
+
 # rejects_line NAME PATTERN ARGUMENT...: the same with nothing but these arguments
 rejects_line() {
     local name=$1 pattern=$2
@@ -190,6 +198,11 @@ test_recipes() {
     rejects "16/17 with MS-EDEN"        'unbiased=1 has no effect'          -p quartet2,unbiased=1
     rejects "tiles of FP8 per tensor"   'tile=1 has no effect'              -p fp8,tile=1
     rejects "4/6 with nothing to round" 'foursix=mse has no effect'         -p nvfp4,X=sr,W=sr,XT=sr,WT=sr,foursix=mse
+    rejects "exception where all is BF16" 'blocks 1 to 1 has no effect: front=0 and tail=1' -p nvfp4,wgrad=bf16:1
+    rejects "a name before its value"   "unknown ingredient 'hadamar'"      -p nvfp4,hadamar=yes
+    says "an exception never due"       'from update 1000 on: never, this run has 2 updates' \
+        -p nvfp4,forward=bf16@1000
+    says "OsciReset never due"          'threshold 8: never, this run is too short' -p nvfp4,oscireset=8
     rejects "overrides of fp32"         'fp32 has no ingredients'        -p fp32,tail=1
 }
 
@@ -260,11 +273,12 @@ test_checkpoints() {
     rejects "model: a token file"       'not a model file'                  -e "$train"
     rejects "model: a weight is NaN"    'step 0.*not finite|not finite .micro-batch 0' -e "$work/model_nan.bin" -v 0
 
+    says "nothing to resume"            'resumed +nothing: no checkpoint' -o "$work/none" -n 1 -y 1
     rejects "a new run in its directory" '-y 1 resumes it'                  -o "$work/saved" -n 1
     rejects "resume, other seed"        "'-seed 1337'.*'-seed 1'"           -o "$work/saved" -n 1 -y 1 -seed 1
     rejects "resume, other recipe"      "'-p nvfp4'.*'-p bf16'"             -o "$work/saved" -n 1 -y 1 -p bf16
     rejects "resume, other batch"       "'-b 2'.*'-b 4'"                    -o "$work/saved" -n 1 -y 1 -b 4
-    rejects "resume, other data"        'training-data-checksum'            -o "$work/saved" -n 1 -y 1 -i "$work/val.bin"
+    rejects "resume, the data renamed"  'training-data-checksum .*names without folders' -o "$work/saved" -n 1 -y 1 -i "$work/val.bin"
 
     damaged "state cut off"             state_00000002.bin -4
     damaged "state without header"      state_00000002.bin 100

@@ -21,7 +21,8 @@ that clash, a range taken for a number at an unfinished recipe's end, lengths of
 has not, an empty log or a device that is null as the end of everything, a crooked table, memory invented, 0 for missing, every point drawn, a trace for a
 missing matplotlib; alarms kept over a resume, a run without guards called quiet; no -y, finished or
 diverged runs repeated, settings or defaults unchecked, 6e-4 against 0.0006, the GPU not chosen or
-shared, no lock, trainers left, another -n, failures unnoticed, status 0, the file before the
+shared, no lock, trainers left, another -n, failures unnoticed, status 0, a
+recipe refused at its turn only, the file before the
 command line, SIGTERM, -x with --logs.
 """
 import contextlib
@@ -645,6 +646,9 @@ if sys.argv[1:] == ["-h"]:
         print("  {:<6} {:<24} meaning".format(*row.split(" ")))
     sys.exit()
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+if "-o" not in flags:
+    ok = flags["-x"] == flags["-n"] == "0" and flags["-p"] != "unknown"
+    sys.exit(0 if ok else "error: no such recipe")
 out, steps, every = flags["-o"], int(flags["-x"]), int(flags["-n"])
 name, above = os.path.basename(out), os.path.dirname(out)
 log, state = os.path.join(out, "log.jsonl"), os.path.join(out, "state_00000001.bin")
@@ -719,6 +723,8 @@ def test_running(work):
                             (["-zz", "1"], "no flag -zz"), (["-y", "1"], "-y cannot"),
                             (["-x", "many"], "-x many: not a number"),
                             (["--baseline", "fp8"], "does not have the baseline"),
+                            (["-p", "unknown"],
+                             "unknown cannot be trained: no such recipe"),
                             (["-p", "bf16"], "twice")):
         before = len(starts(out))
         status, _, errors = run_compare(*asked, *change)

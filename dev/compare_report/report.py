@@ -371,7 +371,7 @@ learning rate is constant. A point in the middle of a decaying run is not the en
 and one such run gives a range only: the larger number reads D' off its validation curve in tokens,
 which in the flat end of a decay makes much of a small gap; the smaller reads D' in the sum of
 learning rates up to there, as if decaying were worth nothing. On a small model (1,000, 1,400 and
-2,000 updates) the truth lay between the two, far from both; it need not.
+2,000 updates) the truth lay between the two; it need not.
 
 Training loss at the end: mean of the last {LAST_STEPS} updates.
 

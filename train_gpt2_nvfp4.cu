@@ -712,7 +712,7 @@ template <typename Real> static void gpt2_check_finite(const GPT2<Real>* model, 
     cudaCheck(cudaStreamSynchronize(model->stream));
     int tag = found - 1, operand = tag % NUM_OPERANDS, linear = tag / NUM_OPERANDS;
     check(found == 0, "step %d, block %d %s: %s is not finite, or its amax times the "
-          "other operand's leaves FP32; the checkpoints written before are good", step,
+          "other operand's leaves FP32. " ADVICE_DIVERGED, step,
           linear / NUM_LINEARS, linear_name(linear % NUM_LINEARS), operand_name(operand));
 }
 

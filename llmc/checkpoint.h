@@ -189,7 +189,8 @@ static inline void settings_compare(const char* saved, const char* present, cons
         check(equal, "%s was made with '%.*s', this run has '%.*s'; a run resumes with the settings "
               "it had%s", path, (int)old_length - 2, old + 2, (int)length - 2, line + 2,
               is_recipe ? "; only what a recipe does from the next update on may change"
-              : is_data ? "; the checksum is that of the files of -i, of their names without folders "
+              : strncmp(line, "= -x ", 5) == 0 ? "; a longer one is a new run: -e one of its model files, "
+              "and another -o" : is_data ? "; the checksum is that of the files of -i, of their names without folders "
               "and of what is in them" : "");
     }
 }

@@ -139,9 +139,8 @@ static inline void linear_observe(const Linear* l, int operand, const float* sou
 }
 
 static inline void linear_check_finite(uint32_t amax_bits, int operand, const Linear* l) {
-    check(amax_bits < FLOAT_INFINITY_BITS, "step %u, block %d %s: %s is not finite; the "
-          "checkpoints written before are good", l->micro_step / l->micro_steps, l->layer,
-          linear_name(l->linear), operand_name(operand));
+    check(amax_bits < FLOAT_INFINITY_BITS, "step %u, block %d %s: %s is not finite. " ADVICE_DIVERGED,
+          l->micro_step / l->micro_steps, l->layer, linear_name(l->linear), operand_name(operand));
 }
 
 // Leaves code * block scale of the layer's weight, w_q or wT_q, in `values`. Returns its amax, as

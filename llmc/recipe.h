@@ -73,6 +73,11 @@ typedef struct {
 
 #define RECIPE_RULES 16
 
+// What to do about a run that has diverged: the end of messages that say so.
+#define ADVICE_DIVERGED "Try a lower -l, or the recipe with more tail=, as a new run with another -o; " \
+    "-e DIR/model_STEP.bin begins with the weights of a checkpoint. The newest one may have diverged " \
+    "already: look at the losses before it"
+
 // Weights that oscillate between two codes are set to the middle of the one they are at: OsciReset
 // [arXiv 2510.27527]. Over `window` updates it sums |change of w| and |change of quantized w|.
 typedef struct {
@@ -399,18 +404,28 @@ static inline int recipe_set_rounding(Recipe* r, const char* name, const char* v
 
 // oscireset=THRESHOLD[:START[:PERIOD[:WINDOW]]]
 static inline void recipe_set_reset(Recipe* r, const char* value) {
+    float fields[4] = { 0.0f, 0.65f, 200.0f, 50.0f };
+    const char* at = value;
+    int good = 1, count = 0;
+    for (; good && count < 4 && (count == 0 || *at == ':'); count++) {
+        char* end;
+        if (count > 0) { at++; }
+        fields[count] = strtof(at, &end);
+        good = end != at && *at != ' ';
+        at = end;
+    }
     OsciReset* reset = &r->reset;
-    reset->start = 0.65f;
-    reset->period = 200;
-    reset->window = 50;
-    reset->first = INT_MAX;
-    char rest;
-    int fields = sscanf(value, "%f:%f:%d:%d%c", &reset->threshold, &reset->start, &reset->period,
-                        &reset->window, &rest);
-    check(fields >= 1 && fields <= 4 && reset->threshold >= 0.0f && reset->start >= 0.0f
-          && reset->start <= 1.0f && reset->window >= 1 && reset->window <= reset->period,
-          "-p %s: oscireset=THRESHOLD:START:PERIOD:WINDOW, for instance 8:0.65:200:50 (START a "
+    if (count < 4 && fields[3] > fields[2]) { fields[3] = fields[2]; }
+    good = good && *at == '\0' && fields[0] >= 0.0f && fields[0] < 1e9f && fields[1] >= 0.0f
+        && fields[1] <= 1.0f && fields[3] >= 1.0f && fields[3] <= fields[2] && fields[2] < 1e9f
+        && fields[2] == floorf(fields[2]) && fields[3] == floorf(fields[3]);
+    check(good, "-p %s: oscireset=THRESHOLD:START:PERIOD:WINDOW, for instance 8:0.65:200:50 (START a "
           "fraction of the run, the window not longer than the period)", r->text);
+    reset->threshold = fields[0];
+    reset->start = fields[1];
+    reset->period = (int)fields[2];
+    reset->window = (int)fields[3];
+    reset->first = INT_MAX;
 }
 
 // What an ingredient NAME=VALUE sets in operand number `operand`; NULL: nothing, or there is no such
@@ -444,6 +459,8 @@ static inline int* recipe_field(Quantizer* q, int operand, const char* name) {
 static inline int recipe_value(const Recipe* r, const char* name, const char* value) {
     if (strcmp(name, "foursix") == 0 && strcmp(value, "mse") == 0) { return FOUR_SIX_MSE; }
     if (strcmp(name, "foursix") == 0 && strcmp(value, "mae") == 0) { return FOUR_SIX_MAE; }
+    check(strcmp(name, "foursix") != 0 || strcmp(value, "0") == 0 || strcmp(value, "1") == 0,
+          "-p %s: foursix is 0, mse or mae, not '%s'", r->text, value);
     const char* at = value;
     int number = recipe_number(r, &at, 1024);
     check(*at == '\0', "-p %s: '%s' is not a number from 0 up", r->text, value);
@@ -550,6 +567,9 @@ static inline Recipe recipe_parse(const char* text, int L) {
     Recipe r;
     memset(&r, 0, sizeof(r));
     check(strlen(text) < sizeof(r.text), "-p %s: too long", text);
+    size_t bytes = strlen(text);
+    check(bytes == 0 || (text[0] != ',' && text[bytes - 1] != ',' && strstr(text, ",,") == NULL),
+          "-p %s: nothing between two commas", text);
     strcpy(r.text, text);
     r.L = L;
     r.num_steps = INT_MAX;
@@ -661,6 +681,28 @@ static inline void recipe_print_operand(const Recipe* r, int operand, FILE* out)
     if (q->paper_order) { fprintf(out, ", the paper's order"); }
 }
 
+// Does one later exception cover all of this one, as soon as it or sooner?
+static inline int recipe_overridden(const Recipe* r, const RecipeRule* rule) {
+    int from = rule->automatic ? 0 : rule->step;
+    for (const RecipeRule* later = rule + 1; later < r->rules + r->num_rules; later++) {
+        if ((rule->gemms & ~later->gemms) == 0 && (rule->linears & ~later->linears) == 0
+            && later->first <= rule->first && later->last >= rule->last && later->step <= from) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+// Is anything rounded by random bits? Without them there is no noise that an automatic rule could
+// measure.
+static inline int recipe_is_random(const Recipe* r) {
+    int random = 0;
+    for (int i = 0; i < NUM_OPERANDS; i++) {
+        random |= r->operands[i].rounding != ROUND_NEAREST || r->operands[i].fresh_signs;
+    }
+    return random;
+}
+
 static inline void recipe_print_rule(const Recipe* r, const RecipeRule* rule, FILE* out) {
     static const char* gemms[] = { "", "fprop", "dgrad", "fprop, dgrad", "wgrad", "fprop, wgrad",
                                    "dgrad, wgrad", "all GEMMs" };
@@ -673,8 +715,12 @@ static inline void recipe_print_rule(const Recipe* r, const RecipeRule* rule, FI
     fprintf(out, ": %s", rule->quantized ? format_name(r->operands[OPERAND_X].format) : "BF16");
     if (rule->automatic) { fprintf(out, " once gradients drown in rounding noise"); }
     else if (rule->step > 0) { fprintf(out, " from update %d on", rule->step); }
-    if (!rule->automatic && rule->step >= r->num_steps) {
+    if (rule->automatic && !recipe_is_random(r)) {
+        fprintf(out, ": never, nothing is rounded by random bits");
+    } else if (!rule->automatic && rule->step > 0 && rule->step >= r->num_steps) {
         fprintf(out, ": never, this run has %d updates", r->num_steps);
+    } else if (recipe_overridden(r, rule)) {
+        fprintf(out, ": never, a later exception goes before it");
     }
     fprintf(out, "\n");
 }
@@ -689,6 +735,10 @@ static inline void recipe_print(const Recipe* r, FILE* out) {
     }
     int first = r->front, last = r->L - r->tail - 1;
     const char* low = format_name(r->operands[OPERAND_X].format);
+    if (r->operands[OPERAND_X].format > FORMAT_BF16 && first > last) {
+        fprintf(out, "  all blocks      BF16: front=%d and tail=%d leave none to quantize\n", r->front,
+                r->tail);
+    }
     if (r->operands[OPERAND_X].format > FORMAT_BF16 && first <= last) {
         fprintf(out, "  blocks %d to %d, linear layers in %s:\n", first, last, low);
         for (int g = 0; g < NUM_GEMMS; g++) {

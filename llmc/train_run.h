@@ -251,8 +251,8 @@ static inline void run_load(TrainRun* run, float* params, float* m, float* v) {
         if (extras.triggered > 0) { recipe_trigger(&run->recipe, extras.triggered); }
         free(settings);
         run_agree_number(run, "the checkpoint", checksum);
-        run_print_line(run, "resumed           from step %d in %s\n", run->checkpoint,
-                       c->output_dir);
+        run_print_line(run, "resumed           from step %d in %s%s\n", run->checkpoint, c->output_dir,
+                       run->checkpoint >= run->num_steps ? ", which is complete" : "");
         return;
     }
     if (c->resume) {
@@ -414,9 +414,7 @@ static inline void run_report_step(TrainRun* run, int step, float loss, float no
     logger_step(&run->log, step, loss, norm, lr, ms, tok_s,
                 joules * (double)run_tokens_per_step(run));
     check(isfinite(loss) && isfinite(norm), "step %d: loss %g and gradient norm %g are not finite. "
-          "Try a lower -l, or the recipe with more tail=, as a new run with another -o; -e DIR/model_"
-          "STEP.bin begins with the weights of a checkpoint. The newest one may have diverged already: "
-          "look at the losses before it", step, loss, norm);
+          ADVICE_DIVERGED, step, loss, norm);
     run_report_alarms(run, step, loss);
     double now = seconds_now();
     int last = step + 1 == run->num_steps;

@@ -207,9 +207,10 @@ def conditions(run):
 
 
 def disagreements(run, reference):
-    """["-l 0.001, not 0.0006", ...]: conditions that differ from the reference's."""
+    """["-l 0.001, not 0.0006", ...]: conditions that differ from the reference's, or on the way."""
     a, b = conditions(run), conditions(reference)
-    return [f"{name} {a[name]}, not {b[name]}" for name in a if name in b and a[name] != b[name]]
+    return ([f"{name} {a[name]}, not {b[name]}" for name in a if name in b and a[name] != b[name]]
+            + [f"resumed with another {name}" for name in run.changed])
 
 
 def sort_runs(runs, baseline, force):
@@ -416,9 +417,24 @@ def borrow_intervals(recipes):
         val["borrowed"] = (t_quantile(most - 1) * spread / math.sqrt(n) if 0 < n < most else None)
 
 
+def equal_recipes(groups):
+    """Warnings: recipes that had the same losses in every update, so that what tells them apart
+    never took effect."""
+    seen, warnings = {}, []
+    for name, group in groups.items():
+        for seed, run in group.items():
+            losses = (seed, *(step["loss"] for step in run.steps.values()))
+            other = seen.setdefault(losses, name)
+            if other != name and run.steps:
+                warnings.append(f"{name} and {other} have the same losses in every update (seed {seed}): "
+                                "what tells them apart never took effect")
+    return warnings
+
+
 def compare(runs, baseline="bf16", force=False, price=None):
     """The whole comparison as plain data, which is what report.json holds."""
     groups, shorter, warnings = sort_runs(runs, baseline, force)
+    warnings += equal_recipes(groups)
     base = groups[baseline]
     if not usable(base):
         raise ReportError(f"no run of the baseline {baseline} has steps and stayed finite")

@@ -84,6 +84,7 @@ class Run:
         self.device_bytes = None
         self.checkpoint = None      # {"bytes", "seconds"}
         self.notes = []             # what a reader of the report has to know of this log
+        self.changed = []           # ["-vt"]: its validation losses are not all of the same tokens
 
     # ------------------------------------------------------------------ settings
 
@@ -174,8 +175,11 @@ def add_run_line(run, info):
     if run.info:
         changed = [name for name in flags if name not in (*WITHOUT_EFFECT, "-i", "-j", "-p")
                    and flags[name] != run.flags.get(name)]
+        if info.get("val_data") != run.info.get("val_data"):
+            changed.append("-j")
         if changed:
             run.notes.append(f"resumed with another {', '.join(changed)}")
+            run.changed += [name for name in changed if name in ("-j", "-vt")]
         if info.get("device") != run.info.get("device"):
             run.notes.append(f"resumed on {info.get('device')}")
     first = info.get("first_step", 0)

@@ -125,14 +125,14 @@ def job_state(job, defaults):
 # -------------------------------------------------------------------------------------------------
 # Running
 
-def lock(out):
-    """Keeps a second call out of the same directory for as long as this one lives."""
+def lock(out, program="dev/compare"):
+    """Keeps a second call of the program out of the same directory for as long as this one lives."""
     os.makedirs(out, exist_ok=True)
     file = open(os.path.join(out, ".lock"), "w", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise ReportError(f"another dev/compare is at work in {out}") from None
+        raise ReportError(f"another {program} is at work in {out}") from None
     return file
 
 
@@ -249,6 +249,10 @@ def run_all(out, recipes, seeds, flags, program, gpus, baseline, lengths):
     steps = number_of_steps(flags)
     if lengths and steps < 0:
         raise ReportError("--lengths needs -x")
+    warmup = flags.get("-u", "0")
+    if lengths and warmup.isdecimal() and int(warmup) > max(1, round(min(lengths) * steps)):
+        raise ReportError(f"-u {warmup} warmup steps are more than the shortest of --lengths, "
+                          f"{max(1, round(min(lengths) * steps))} steps; -u is the same for all")
     jobs += [Job(out, baseline, seed, flags, max(1, round(share * steps)))
              for seed in seeds for share in lengths]
     if len({job.directory for job in jobs}) < len(jobs):

@@ -203,6 +203,15 @@ test_recipes() {
     says "an exception never due"       'from update 1000 on: never, this run has 2 updates' \
         -p nvfp4,forward=bf16@1000
     says "OsciReset never due"          'threshold 8: never, this run is too short' -p nvfp4,oscireset=8
+    says "an exception overridden"      'BF16 from update 1 on: never, a later exception' \
+        -p nvfp4,tail=0,forward=bf16@1,forward=nvfp4
+    says "@auto without random bits"    'never, nothing is rounded by random bits' \
+        -p nvfp4,stochastic=0,backward=bf16@auto
+    says "no block is quantized"        'all blocks +BF16: front=2 and tail=0'  -p nvfp4,front=2,tail=0
+    rejects "OsciReset, rubbish behind" 'oscireset=THRESHOLD:START'         -p "nvfp4,oscireset=8;0.5"
+    rejects "OsciReset, half an update" 'oscireset=THRESHOLD:START'         -p nvfp4,oscireset=8:0.5:10.5
+    rejects "nothing between commas"    'nothing between two commas'        -p nvfp4,,tail=0
+    rejects "4/6 by an unknown error"   "foursix is 0, mse or mae, not 'mea'" -p nvfp4,foursix=mea
     rejects "overrides of fp32"         'fp32 has no ingredients'        -p fp32,tail=1
 }
 
@@ -277,6 +286,8 @@ test_checkpoints() {
     rejects "a new run in its directory" '-y 1 resumes it'                  -o "$work/saved" -n 1
     rejects "resume, other seed"        "'-seed 1337'.*'-seed 1'"           -o "$work/saved" -n 1 -y 1 -seed 1
     rejects "resume, other recipe"      "'-p nvfp4'.*'-p bf16'"             -o "$work/saved" -n 1 -y 1 -p bf16
+    rejects "resume, more steps"        'a longer one is a new run: -e'     -o "$work/saved" -n 1 -y 1 -x 3
+    says "resume, nothing to do"        'from step 2 in .*, which is complete' -o "$work/saved" -n 1 -y 1
     rejects "resume, other batch"       "'-b 2'.*'-b 4'"                    -o "$work/saved" -n 1 -y 1 -b 4
     rejects "resume, the data renamed"  'training-data-checksum .*names without folders' -o "$work/saved" -n 1 -y 1 -i "$work/val.bin"
 

@@ -21,7 +21,8 @@ that clash, a range taken for a number at an unfinished recipe's end, lengths of
 has not, an empty log or a device that is null as the end of everything, a crooked table, memory invented, 0 for missing, every point drawn, a trace for a
 missing matplotlib; alarms kept over a resume, a run without guards called quiet; no -y, finished or
 diverged runs repeated, settings or defaults unchecked, 6e-4 against 0.0006, the GPU not chosen or
-shared, no lock, trainers left, another -n, failures unnoticed, status 0, a
+shared, no lock, trainers left, another -n,
+another validation from a resume on taken, equal runs of two names unnoticed, warmup beyond a length, failures unnoticed, status 0, a
 recipe refused at its turn only, the file before the
 command line, SIGTERM, -x with --logs.
 """
@@ -509,10 +510,19 @@ def test_refusals(work):
     status, _, errors = run_compare("--logs", base, other, "-o", work, "--no-plots", "--force")
     if status != 0 or "compared by force" not in read(work, "report.md"):
         wrong.append(f"--force: {status} {errors}")
+    # validated on other tokens from update 200 on
+    for message, old, new in (("-j", '"val_data": "22"', '"val_data": "99"'),
+                              ("-vt", '"-vt": 6400', '"-vt": 640')):
+        other = write_log(os.path.join(work, "resumed" + message), "nvfp4", 1)
+        first = read(other, "log.jsonl").split("\n")[0]
+        with open(os.path.join(other, "log.jsonl"), "a", encoding="utf-8") as file:
+            file.write(first.replace('"first_step": 0', '"first_step": 400').replace(old, new) + "\n")
+        status, _, errors = run_compare("--logs", base, other, "-o", work, "--no-plots")
+        if status != 1 or f"resumed with another {message}" not in errors:
+            wrong.append(f"resumed with another {message}: status {status}, {errors!r}")
     # what does not move a loss may differ
     other = write_log(os.path.join(work, "same"), "nvfp4", 1,
-                      **{"-b": 4, "-d": 512, "-i": "elsewhere",
-                                                                 "-n": 5, "-s": 3})
+                      **{"-b": 4, "-d": 512, "-i": "elsewhere", "-n": 5, "-s": 3})
     if run_compare("--logs", base, other, "-o", work, "--no-plots")[0] != 0:
         wrong.append("refuses another micro-batch")
     twice = os.path.join(work, "x=y", "two")        # a name with '=' is a directory first
@@ -522,7 +532,8 @@ def test_refusals(work):
              "no log.jsonl": ("--logs", os.path.join(work, "no")),
              "-x has no meaning": ("--logs", base, "-x", "5"), "no option --lgos": ("--lgos", base),
              "neither an option": ("bf16",), "not a number": ("--logs", base, "--price", "free"),
-             "-p RECIPE": ("-x", "5"),
+             "-p RECIPE": ("-x", "5"), "-x is given twice": ("-p", "bf16", "-x", "5", "-x", "6"),
+             "--lengths has no meaning": ("--logs", base, "--lengths", "0.5"),
              "shares of -x below 1": ("-p", "bf16", "-x", "5", "--lengths", "1.5"),
              "needs a value": ("--logs", base, "--price"),
              "Python 3.11" if sys.version_info < (3, 11) else "No such file": ("no.toml",)}
@@ -532,7 +543,8 @@ def test_refusals(work):
             wrong.append(f"{message}: status {status}, {errors!r}")
     status, output, _ = run_compare("--logs", base, "again=" + os.path.dirname(twice), "-o", work,
                                     "--no-plots")
-    if status != 0 or "again: validation loss +0.0000" not in output:
+    if status != 0 or "again: validation loss +0.0000" not in output \
+            or "what tells them apart never took effect" not in read(work, "report.md"):
         wrong.append(f"NAME=DIR: {status} {output}")
     report_all(wrong, "what it refuses",
                f"{len(cases)} conditions, {len(words)} mistakes, each named")
@@ -641,7 +653,7 @@ STAND_IN = r"""#!/usr/bin/env python3
 import json, os, sys, time
 if sys.argv[1:] == ["-h"]:
     print("usage: x\n\n  flag   default                  meaning")
-    for row in ("-p nvfp4", "-seed 1337", "-x -1", "-l 0.0006", "-o ", "-n 0", "-nk 0", "-v 0",
+    for row in ("-p nvfp4", "-seed 1337", "-x -1", "-l 0.0006", "-u 0", "-o ", "-n 0", "-nk 0", "-v 0",
                 "-y 0", "-pr -1"):
         print("  {:<6} {:<24} meaning".format(*row.split(" ")))
     sys.exit()
@@ -719,9 +731,8 @@ def test_running(work):
     check_equal(wrong, "second call", (status, [s[0] for s in starts(out) if s[1] == "0"][4:]),
                 (0, ["bf16_seed3", "nvfp4_seed3"]))
     for change, message in ((["-l", "1e-3"], "-l 0.0006, not 1e-3"),
-                            (["-x", "30"], "-x 20, not 30"),
+                            (["--lengths", "0.5", "-u", "11"], "-u 11 warmup steps are more"),
                             (["-zz", "1"], "no flag -zz"), (["-y", "1"], "-y cannot"),
-                            (["-x", "many"], "-x many: not a number"),
                             (["--baseline", "fp8"], "does not have the baseline"),
                             (["-p", "unknown"],
                              "unknown cannot be trained: no such recipe"),
@@ -730,6 +741,10 @@ def test_running(work):
         status, _, errors = run_compare(*asked, *change)
         if status != 1 or message not in errors or len(starts(out)) != before:
             wrong.append(f"{message}: {status} {errors}")
+    for steps, message in (("30", "-x 20, not 30"), ("many", "-x many: not a number")):
+        status, _, errors = run_compare(*asked[:-1], steps)
+        if status != 1 or message not in errors:
+            wrong.append(f"-x {steps}: {status} {errors}")
     # a flag left out means its default
     once = ["-p", "bf16", "--program", program, "--no-plots", "-o", os.path.join(work, "b"), "-x",
             "4"]

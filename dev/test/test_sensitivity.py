@@ -36,6 +36,7 @@ twice, plots with --no-plots, failures ignored, --measured ignored, with flags, 
 """
 import bisect
 import contextlib
+import fcntl
 import html
 import importlib.util
 import json
@@ -795,7 +796,7 @@ def test_command(setup):
         check_equal(wrong, "words", file.read().split("\n")[:-1],
                     [*words, "-o", os.path.join(out, "measured.json")])
     check_equal(wrong, "files without plots", sorted(os.listdir(out)),
-                ["measured.json", "sensitivity.html", "sensitivity.json", "sensitivity.md"])
+                [".lock", "measured.json", "sensitivity.html", "sensitivity.json", "sensitivity.md"])
     report_all(wrong, "command line", "all flags reach the program; no plots with --no-plots")
 
 
@@ -838,9 +839,14 @@ def test_bad_input(setup):
         status, output, errors = run(sys.executable, "-B", SENSITIVITY, "--no-plots", *words)
         if status != 1 or message not in errors or "Traceback" in errors:
             wrong.append(f"dev/sensitivity {words}: {status} {output}{errors}")
+    with open(os.path.join(setup.path("bad"), ".lock"), "w", encoding="utf-8") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        _, _, errors = run(sys.executable, "-B", SENSITIVITY, "--no-plots", "-e", "x", *out)
+        if "another dev/sensitivity is at work" not in errors:
+            wrong.append(f"two at once: {errors}")
     if os.path.exists(os.path.join(setup.path("bad"), "sensitivity.json")):
         wrong.append("a report of nothing")
-    report_all(wrong, "bad input", f"{len(cases) + 1 + len(script)} kinds end with one message")
+    report_all(wrong, "bad input", f"{len(cases) + 2 + len(script)} kinds end with one message")
 
 
 def main():

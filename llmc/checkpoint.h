@@ -169,6 +169,20 @@ static inline int settings_equal(const char* saved, const char* present, const c
         && strncmp(old, line, length) == 0;
 }
 
+// The end of the message about a setting that differs, the line of which is given: what to do.
+static inline const char* settings_advice(const char* line) {
+    static const struct { const char* key; const char* advice; } known[] = {
+        { SETTINGS_RECIPE, "; only what a recipe does from the next update on may change" },
+        { SETTINGS_DATA, "; the checksum is that of the files of -i, of their names without folders and "
+                         "of what is in them" },
+        { "= -x ", "; a longer one is a new run: -e one of its model files, and another -o" },
+    };
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+        if (strncmp(line, known[i].key, strlen(known[i].key)) == 0) { return known[i].advice; }
+    }
+    return "";
+}
+
 // Each setting of this run that alters the result ('=') must have the value it was saved with. Of the
 // recipe, what it has meant so far: from here on it may mean something else. Older checkpoints have
 // only its name.
@@ -183,15 +197,11 @@ static inline void settings_compare(const char* saved, const char* present, cons
               line + 2);
         size_t old_length = strcspn(old, "\n");
         int is_recipe = strncmp(line, SETTINGS_RECIPE, strlen(SETTINGS_RECIPE)) == 0;
-        int is_data = strncmp(line, SETTINGS_DATA, strlen(SETTINGS_DATA)) == 0;
         int equal = old_length == length && strncmp(old, line, length) == 0;
         if (is_recipe && has_meaning) { equal = same_so_far; }
         check(equal, "%s was made with '%.*s', this run has '%.*s'; a run resumes with the settings "
               "it had%s", path, (int)old_length - 2, old + 2, (int)length - 2, line + 2,
-              is_recipe ? "; only what a recipe does from the next update on may change"
-              : strncmp(line, "= -x ", 5) == 0 ? "; a longer one is a new run: -e one of its model files, "
-              "and another -o" : is_data ? "; the checksum is that of the files of -i, of their names without folders "
-              "and of what is in them" : "");
+              settings_advice(line));
     }
 }
 

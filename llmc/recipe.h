@@ -415,7 +415,7 @@ static inline void recipe_set_reset(Recipe* r, const char* value) {
         at = end;
     }
     OsciReset* reset = &r->reset;
-    if (count < 4 && fields[3] > fields[2]) { fields[3] = fields[2]; }
+    if (count < 4 && fields[3] > fields[2]) { fields[3] = fields[2]; }  // a window that was not given
     good = good && *at == '\0' && fields[0] >= 0.0f && fields[0] < 1e9f && fields[1] >= 0.0f
         && fields[1] <= 1.0f && fields[3] >= 1.0f && fields[3] <= fields[2] && fields[2] < 1e9f
         && fields[2] == floorf(fields[2]) && fields[3] == floorf(fields[3]);

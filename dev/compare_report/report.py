@@ -152,7 +152,7 @@ def plot_steps(lib, groups, styles, name, ylabel, title, evaluations):
 
 def plot_gaps(lib, comparison, styles):
     """Gap of each recipe by tokens, thin that of each seed, with its interval if there are
-    BAND_SEEDS of them: that of two is nine standard deviations wide. Noise between the baseline's
+    BAND_SEEDS of them: that of two is ± nine standard deviations. Noise between the baseline's
     seeds."""
     figure, axes = draw(lib, "million tokens", f"nats above {comparison['baseline']}")
     heights, noise = [0.0], None

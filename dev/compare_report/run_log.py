@@ -175,7 +175,8 @@ def add_run_line(run, info):
     if run.info:
         changed = [name for name in flags if name not in (*WITHOUT_EFFECT, "-i", "-j", "-p")
                    and flags[name] != run.flags.get(name)]
-        if info.get("val_data") != run.info.get("val_data"):
+        data = [x for x in (run.info.get("val_data"), info.get("val_data")) if x and x.strip("0")]
+        if len(set(data)) > 1:          # both known, and both validate
             changed.append("-j")
         if changed:
             run.notes.append(f"resumed with another {', '.join(changed)}")

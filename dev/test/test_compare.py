@@ -18,13 +18,14 @@ rank's peak, B200 for GB200; data, -e, -vt, -k, tokens of an update unchecked, -
 ignored, a seed twice; resuming one step early, evaluations and steps kept over a resume, NaN taken,
 a cut line called rubbish, finished without evaluation, checkpoints unseen, '=' in a directory; ids
 that clash, a range taken for a number at an unfinished recipe's end, lengths of seeds that the recipe
-has not, an empty log or a device that is null as the end of everything, a crooked table, memory invented, 0 for missing, every point drawn, a trace for a
-missing matplotlib; alarms kept over a resume, a run without guards called quiet; no -y, finished or
-diverged runs repeated, settings or defaults unchecked, 6e-4 against 0.0006, the GPU not chosen or
-shared, no lock, trainers left, another -n,
-another validation from a resume on taken, equal runs of two names unnoticed, warmup beyond a length, failures unnoticed, status 0, a
-recipe refused at its turn only, the file before the
-command line, SIGTERM, -x with --logs.
+has not, an empty log or a device that is null as the end of everything, a crooked table, memory
+invented, 0 for missing, every point drawn, a trace for a missing matplotlib; alarms kept over a
+resume, a run without guards called quiet; no -y, finished or diverged runs repeated, settings or
+defaults unchecked, 6e-4 against 0.0006, the GPU not chosen or shared, no lock, trainers left,
+another -n, failures unnoticed, status 0, a recipe refused at its turn only, warmup beyond a length,
+the file before the command line, an option twice, SIGTERM, SIGHUP ends it under nohup or does not
+without, -x or --lengths with --logs; other validation data or -vt from a resume on taken, data that
+an older log does not name called other, equal runs of two names unnoticed.
 """
 import contextlib
 import html.parser
@@ -520,6 +521,11 @@ def test_refusals(work):
         status, _, errors = run_compare("--logs", base, other, "-o", work, "--no-plots")
         if status != 1 or f"resumed with another {message}" not in errors:
             wrong.append(f"resumed with another {message}: status {status}, {errors!r}")
+    with open(os.path.join(other, "log.jsonl"), "w", encoding="utf-8") as file:     # -v 0 since then
+        file.write(read(base, "log.jsonl").replace('"bf16"', '"nvfp4"') + first.replace(
+            '"first_step": 0', '"first_step": 400').replace('"22"', '"0000000000000000"') + "\n")
+    if run_compare("--logs", base, other, "-o", work, "--no-plots")[0] != 0:
+        wrong.append("refuses a resumed run that validates no more")
     # what does not move a loss may differ
     other = write_log(os.path.join(work, "same"), "nvfp4", 1,
                       **{"-b": 4, "-d": 512, "-i": "elsewhere", "-n": 5, "-s": 3})
@@ -532,7 +538,8 @@ def test_refusals(work):
              "no log.jsonl": ("--logs", os.path.join(work, "no")),
              "-x has no meaning": ("--logs", base, "-x", "5"), "no option --lgos": ("--lgos", base),
              "neither an option": ("bf16",), "not a number": ("--logs", base, "--price", "free"),
-             "-p RECIPE": ("-x", "5"), "-x is given twice": ("-p", "bf16", "-x", "5", "-x", "6"),
+             "-p RECIPE": ("-x", "5"), "-x is given twice":
+             ("-p", "bf16", "-x", "5", "-x", "6", "--program", "/nowhere"),
              "--lengths has no meaning": ("--logs", base, "--lengths", "0.5"),
              "shares of -x below 1": ("-p", "bf16", "-x", "5", "--lengths", "1.5"),
              "needs a value": ("--logs", base, "--price"),
@@ -784,30 +791,44 @@ def test_interruption(work):
     words = [toml] if sys.version_info >= (3, 11) else [
         "-p", "bf16", "nvfp4", "-seed", "1", "2", "-x", "40", "--program", program, "--no-plots",
         "--gpus", "0,1"]
-    os.makedirs(out)
-    open(os.path.join(out, "hold"), "w", encoding="utf-8").close()
-    first = subprocess.Popen([sys.executable, "-B", COMPARE, *words, "-o", out], text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    def steps():
+    def steps(out):
         found = []
         for name in ("bf16_seed1", "nvfp4_seed1"):
             with contextlib.suppress(run_log.ReportError):
                 found.append(len(run_log.read_run(os.path.join(out, name)).steps))
         return found
-    end = time.monotonic() + 30
-    while steps() != [20, 20] and time.monotonic() < end:
-        time.sleep(0.02)
-    second = run_compare(*words, "-o", out)
+
+    def begin(out, before=None):
+        """A call whose two trainers wait before update 20; before() runs in its process first."""
+        os.makedirs(out)
+        open(os.path.join(out, "hold"), "w", encoding="utf-8").close()
+        process = subprocess.Popen([sys.executable, "-B", COMPARE, *words, "-o", out], text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=before)
+        end = time.monotonic() + 30
+        while steps(out) != [20, 20] and time.monotonic() < end:
+            time.sleep(0.02)
+        return process
+
+    def interrupt(process, out, kind):
+        process.send_signal(kind)
+        _, errors = process.communicate(timeout=30)
+        if process.returncode != 1 or "the same command goes on" not in errors or "Traceback" in errors:
+            wrong.append(f"{kind.name}: {process.returncode} {errors}")
+        os.remove(os.path.join(out, "hold"))
+        time.sleep(0.3)
+        check_equal(wrong, f"steps after {kind.name} (a trainer was left)", steps(out), [20, 20])
+
+    closed = os.path.join(work, "closed")           # the terminal
+    interrupt(begin(closed), closed, signal.SIGHUP)
+    first = begin(out, lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))     # under nohup
+    first.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    check_equal(wrong, "ended by SIGHUP under nohup", first.poll(), None)
+    second = run_compare(*words, "-o", out) if first.poll() is None else (0, "", "")
     if second[0] != 1 or "another dev/compare is at work" not in second[2]:
         wrong.append(f"second call at once: {second}")
-    first.send_signal(signal.SIGTERM)
-    output, errors = first.communicate(timeout=30)
-    if first.returncode != 1 or "the same command goes on" not in errors or "Traceback" in errors:
-        wrong.append(f"interrupted: {first.returncode} {errors}")
-    os.remove(os.path.join(out, "hold"))
-    time.sleep(0.3)
-    check_equal(wrong, "steps after the end (a trainer was left)", steps(), [20, 20])
+    interrupt(first, out, signal.SIGTERM)
     status, output, errors = run_compare(*words, "-o", out)
     check_equal(wrong, "resumed", (status, errors), (0, ""))
     seen = starts(out)

@@ -32,7 +32,8 @@ without 100, errors without their factor; a block or section missing, columns mo
 losses or ratios for perplexity's change; losses and noise counted as gains; names of last and best
 blocks or of GEMMs exchanged; flags left out; each heat map with other numbers, moved by a power,
 upside down; HTML or | not escaped, a header lost. dev/sensitivity: flags not passed on or given
-twice, plots with --no-plots, failures ignored, --measured ignored, with flags, without an effect.
+twice, plots with --no-plots, two in one -o, failures ignored, --measured ignored, with flags, without
+an effect.
 """
 import bisect
 import contextlib
